@@ -1,0 +1,102 @@
+"""Dynamical model embedding: one meta-model and one small vector per network.
+
+Public names are imported on first use (PEP 562), so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynamo_plugin.errors import DynamoError
+
+if TYPE_CHECKING:
+    from dynamo_plugin import (
+        analyses,
+        embedding,
+        errors,
+        losses,
+        metamodels,
+        recording,
+        registry,
+        report,
+        store,
+        tasks,
+        training,
+        types,
+    )
+    from dynamo_plugin.analyses import analyse
+    from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
+    from dynamo_plugin.recording import capture
+    from dynamo_plugin.registry import get_registry, plugins
+    from dynamo_plugin.report import write_report
+    from dynamo_plugin.store import Population, open_population, verify_population
+
+    __version__: str
+else:
+    _ROOM_OF_NAME = {
+        "ModelEmbedding": "embedding",
+        "Population": "store",
+        "analyse": "analyses",
+        "capture": "recording",
+        "fit": "embedding",
+        "get_registry": "registry",
+        "load_embedding": "embedding",
+        "open_population": "store",
+        "plugins": "registry",
+        "verify_population": "store",
+        "write_report": "report",
+    }
+
+    def __getattr__(name: str) -> object:
+        """Import a public name or a room on first use."""
+        import importlib
+
+        if name not in __all__:
+            from dynamo_plugin.errors import suggest
+
+            # Python asks modules for underscored names of its own; those need no advice.
+            advice = "" if name.startswith("_") else f". {suggest(name, __all__)}"
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{advice}")
+        if name == "__version__":
+            import importlib.metadata
+
+            value: object = importlib.metadata.version("dynamo-plugin")
+        elif name in _ROOM_OF_NAME:
+            value = getattr(importlib.import_module(f"{__name__}.{_ROOM_OF_NAME[name]}"), name)
+        else:
+            return importlib.import_module(f"{__name__}.{name}")
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        """Return what is here and what comes on first use."""
+        return sorted({*globals(), *__all__})
+
+
+__all__ = [
+    "DynamoError",
+    "ModelEmbedding",
+    "Population",
+    "__version__",
+    "analyse",
+    "analyses",
+    "capture",
+    "embedding",
+    "errors",
+    "fit",
+    "get_registry",
+    "load_embedding",
+    "losses",
+    "metamodels",
+    "open_population",
+    "plugins",
+    "recording",
+    "registry",
+    "report",
+    "store",
+    "tasks",
+    "training",
+    "types",
+    "verify_population",
+    "write_report",
+]

@@ -1,0 +1,24 @@
+"""Analyses of a model embedding: one module each, all reached by name through `analyse`."""
+
+from __future__ import annotations
+
+from dynamo_plugin.analyses.average import AverageResult, average
+from dynamo_plugin.analyses.clusters import ClustersResult, clusters
+from dynamo_plugin.analyses.components import ComponentsResult, components
+from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
+from dynamo_plugin.analyses.labels import Labels, read_labels
+from dynamo_plugin.analyses.run import analyse
+
+__all__ = [
+    "AverageResult",
+    "ClustersResult",
+    "ComponentsResult",
+    "FidelityResult",
+    "Labels",
+    "analyse",
+    "average",
+    "clusters",
+    "components",
+    "fidelity",
+    "read_labels",
+]

@@ -1,0 +1,122 @@
+"""Permutation tests on labels: exact where few labellings exist, otherwise by Monte Carlo."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["PermutationTest", "count_labellings", "permutation_test"]
+
+BATCH_ENTRIES = 2_000_000
+"""Labellings times points times values that are worked on at once."""
+
+ROUNDING = 1e-9
+"""Statistics closer than this are equal: the order of a sum must not decide a p-value."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PermutationTest:
+    """Statistics of the labels, against those of relabelled points."""
+
+    observed: NDArray[np.float64]
+    """(statistic,)."""
+    p_values: NDArray[np.float64]
+    """(statistic,): share of the labellings whose statistic is at least as large."""
+    null_means: NDArray[np.float64]
+    """(statistic,): mean over the labellings."""
+    labellings: int
+    """How many labellings were looked at."""
+    exact: bool
+    """Whether those are all there are."""
+
+
+def count_labellings(counts: NDArray[np.int64]) -> int:
+    """Return in how many ways points can be given labels with these counts.
+
+    >>> count_labellings(np.array([4, 4]))
+    70
+    """
+    ways = math.factorial(int(counts.sum()))
+    for count in counts.tolist():
+        ways //= math.factorial(count)
+    return ways
+
+
+def permutation_test(
+    statistics: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+    codes: NDArray[np.int64],
+    *,
+    permutations: int,
+    max_exact: int,
+    seed: int,
+) -> PermutationTest:
+    """Test whether statistics of labelled points are larger than chance (Fisher 1935; Phipson and
+    Smyth 2010, doi:10.2202/1544-6115.1585, for the Monte Carlo p-value).
+
+    If there are at most `max_exact` labellings, all are enumerated, the given one among them, and
+    p is the share that are at least as large. Otherwise labels are shuffled `permutations` times
+    and p is (1 + number at least as large) / (1 + permutations).
+
+    Parameters
+    ----------
+    statistics
+        (labelling, point) codes to (statistic, labelling) values.
+    codes
+        (point,) the labels, from 0.
+    permutations
+        Monte Carlo draws.
+    max_exact
+        Largest number of labellings that is enumerated.
+    seed
+        Of the draws.
+    """
+    counts = np.bincount(codes)
+    batch = max(BATCH_ENTRIES // (len(codes) * len(counts)), 1)
+    ways = count_labellings(counts)
+    exact = ways <= max_exact
+    draws = (
+        _enumerate(counts, batch)
+        if exact
+        else _shuffle(codes, permutations, batch, np.random.default_rng(seed))
+    )
+    observed = statistics(codes[None])[:, 0]
+    reached, total = np.zeros(len(observed)), np.zeros(len(observed))
+    for labellings in draws:
+        values = statistics(labellings)
+        reached += (values >= observed[:, None] - ROUNDING).sum(1)
+        total += values.sum(1)
+    looked = ways if exact else permutations
+    p_values = reached / ways if exact else (1 + reached) / (1 + permutations)
+    return PermutationTest(observed, p_values, total / looked, looked, exact)
+
+
+def _shuffle(
+    codes: NDArray[np.int64], permutations: int, batch: int, generator: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, permutations, batch):
+        rows = min(batch, permutations - start)
+        yield generator.permuted(np.tile(codes, (rows, 1)), axis=1)
+
+
+def _enumerate(counts: NDArray[np.int64], batch: int) -> Iterator[NDArray[np.int64]]:
+    """Yield every labelling with these counts once, in batches."""
+    labellings = np.zeros((1, int(counts.sum())), dtype=np.int64)
+    free = labellings.shape[1]
+    # Value after value takes its places among those that are left; the first keeps the rest.
+    for value in range(len(counts) - 1, 0, -1):
+        chosen = np.array(list(combinations(range(free), int(counts[value]))), dtype=np.int64)
+        places = np.nonzero(labellings == 0)[1].reshape(len(labellings), free)
+        taken = places[:, chosen].reshape(-1, chosen.shape[1])
+        labellings = np.repeat(labellings, len(chosen), axis=0)
+        np.put_along_axis(labellings, taken, value, axis=1)
+        free -= int(counts[value])
+    for start in range(0, len(labellings), batch):
+        yield labellings[start : start + batch]

@@ -1,0 +1,72 @@
+"""What results share: a table, plain numbers for JSON, names that Plotly shows as they are."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = ["TableResult", "plain", "plot_text", "style_figure"]
+
+LONGEST_TEXT = 80
+"""Characters of a name that a plot shows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableResult:
+    """Base of the results: frozen, around one tidy table."""
+
+    table: pd.DataFrame
+    """The result, one fact per column; `to_dataframe` gives a copy."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the table; changing it does not change the result."""
+        return self.table.copy()
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: no NumPy types; what is missing or infinite is None.
+
+    >>> plain({"score": np.float64(0.5), "worst": float("nan"), "ids": ("a",)})
+    {'score': 0.5, 'worst': None, 'ids': ['a']}
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return None if value is pd.NA or value is pd.NaT else str(value)
+
+
+def plot_text(value: object) -> str:
+    """Return text that Plotly shows as it is; Plotly reads HTML in every label.
+
+    >>> plot_text("<b>bold</b>")
+    '&lt;b&gt;bold&lt;/b&gt;'
+    """
+    text = " ".join(str(value).split())
+    if len(text) > LONGEST_TEXT:
+        text = text[: LONGEST_TEXT - 1] + "…"
+    return html.escape(text, quote=False)
+
+
+def style_figure(figure: go.Figure) -> go.Figure:
+    """Give a figure the look that all of ours have, and return it."""
+    return figure.update_layout(
+        template="plotly_white",
+        colorway=["#4269d0", "#e8820c", "#3ca951", "#ff725c", "#a463f2", "#6cc5b0", "#9c6b4e"],
+        margin={"l": 64, "r": 24, "t": 24, "b": 56},
+        hoverlabel={"namelength": -1, "align": "left"},
+        legend={"title": {"side": "top"}},
+    )

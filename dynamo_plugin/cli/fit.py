@@ -1,0 +1,109 @@
+"""`dynamo-plugin fit`: from a population to its embedding."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+__all__ = ["command"]
+
+
+def command(
+    store: Annotated[
+        str, typer.Argument(metavar="STORE", help="Path or fsspec URL of the population.")
+    ],
+    *,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write the embedding to.")
+    ] = Path("embedding"),
+    family: Annotated[str, typer.Option(help="Meta-model family.")] = "gru",
+    embedding_dim: Annotated[int, typer.Option(help="Length of theta.")] = 16,
+    steps: Annotated[Optional[int], typer.Option(help="Optimiser steps.")] = None,
+    batch_size: Annotated[Optional[int], typer.Option(help="Sequences per step.")] = None,
+    hidden_loss: Annotated[str, typer.Option(help="Distance between hidden states.")] = "l2",
+    output_loss: Annotated[
+        Optional[str],
+        typer.Option(help="Divergence between outputs. [default: kl for logits, mse elsewhere]"),
+    ] = None,
+    output_weight: Annotated[float, typer.Option(help="Weight of the output loss.")] = 1.0,
+    option: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other setting of a fit, its value as JSON; may be repeated.",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Decides split, initial values and batches.")] = 0,
+    device: Annotated[
+        Optional[str], typer.Option(help="Where to train. [default: an accelerator, if any]")
+    ] = None,
+    allow_incomplete: Annotated[
+        bool, typer.Option("--allow-incomplete", help="Leave out models whose capture stopped.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an embedding that is there.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")] = False,
+) -> None:
+    """Fit a meta-model and one theta per network to a population.
+
+    \b
+    Examples:
+      dynamo-plugin fit population.zarr --output embedding
+      dynamo-plugin fit population.zarr --steps 2000 --seed 1 --json
+      dynamo-plugin fit population.zarr --set family_options='{"units": 256}' --set held_out=0.1
+    """
+    from dynamo_plugin.embedding import fit
+    from dynamo_plugin.embedding.saving import require_writable
+    from dynamo_plugin.store import open_population
+
+    settings: dict[str, Any] = {
+        "family": family,
+        "embedding_dim": embedding_dim,
+        "hidden_loss": hidden_loss,
+        "output_loss": output_loss,
+        "output_weight": output_weight,
+        "seed": seed,
+        **_parse_settings(option or []),
+    }
+    settings |= {
+        name: value
+        for name, value in (("steps", steps), ("batch_size", batch_size))
+        if value is not None
+    }
+    require_writable(output, overwrite=overwrite)  # before the work, not after it
+    population = open_population(store, allow_incomplete=allow_incomplete)
+    embedding = fit(population, device=device, progress=not quiet, **settings)
+    folder = embedding.save(output, overwrite=overwrite)
+    last = embedding.history.iloc[-1]
+    summary = {
+        "embedding": str(folder),
+        "models": len(embedding),
+        "embedding_dim": int(embedding.thetas.shape[1]),
+        "steps": embedding.config.steps,
+        "held_out_hidden_r2": float(last["held_out_hidden_r2"]),
+        "held_out_output_agreement": float(last["held_out_output_agreement"]),
+    }
+    if as_json:
+        typer.echo(json.dumps(summary, indent=2))
+    else:
+        typer.echo("\n".join(f"{name:26}{value}" for name, value in summary.items()))
+
+
+def _parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """Turn NAME=VALUE into settings; a value that is not JSON is taken as text."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, separator, text = pair.partition("=")
+        if not separator or not name:
+            raise typer.BadParameter(f"expected NAME=VALUE, got {pair!r}", param_hint="--set")
+        try:
+            settings[name.replace("-", "_")] = json.loads(text)
+        except json.JSONDecodeError:
+            settings[name.replace("-", "_")] = text
+    return settings

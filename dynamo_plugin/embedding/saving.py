@@ -1,0 +1,256 @@
+"""Embeddings on disk: safetensors for numbers, JSON for the rest, nothing that runs code."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+import safetensors
+import torch
+from safetensors.torch import load, save
+
+from dynamo_plugin.embedding.model_embedding import ModelEmbedding, Provenance
+from dynamo_plugin.errors import (
+    CorruptBlock,
+    DynamoError,
+    StoreExists,
+    StoreNotFound,
+    UnsupportedFormat,
+)
+from dynamo_plugin.metamodels import AffineStateMaps
+from dynamo_plugin.registry import get_registry
+from dynamo_plugin.store import Population
+from dynamo_plugin.training import FitConfig
+from dynamo_plugin.types import InputSpec, OutputSpec, PopulationSpec
+
+__all__ = ["load_embedding", "require_writable", "save_embedding"]
+
+FORMAT: Final = "dynamo-embedding"
+VERSION: Final = 1
+DOCUMENT: Final = "embedding.json"
+TENSORS: Final = "tensors.safetensors"
+
+
+def save_embedding(
+    embedding: ModelEmbedding, path: str | Path, *, overwrite: bool = False
+) -> Path:
+    """Write an embedding into a folder.
+
+    The folder holds `embedding.json` (ids, metadata, configuration, history, provenance) and
+    `tensors.safetensors` (thetas, meta-model, state maps, sample indices). It appears whole or not
+    at all: it is written under another name first.
+
+    Parameters
+    ----------
+    embedding
+        What to write.
+    path
+        The folder to make.
+    overwrite
+        Whether an embedding that is there may be replaced. Anything else is never touched.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    StoreExists
+        If something is there.
+    """
+    target = require_writable(path, overwrite=overwrite)
+    tensors = {
+        "thetas": embedding.thetas,
+        "training_samples": embedding.training_samples,
+        "held_out_samples": embedding.held_out_samples,
+        **{f"meta_model.{k}": v for k, v in embedding.meta_model.state_dict().items()},
+        **{f"state_maps.{k}": v for k, v in embedding.state_maps.state_dict().items()},
+    }
+    blob = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "ids": list(embedding.ids),
+        "output_groups": list(embedding.output_groups),
+        "metadata": _frame_to_json(embedding.metadata),
+        "history": _frame_to_json(embedding.history),
+        "config": embedding.config.to_json(),
+        "spec": dataclasses.asdict(embedding.meta_model.spec),
+        "units": list(embedding.state_maps.units),
+        "provenance": dataclasses.asdict(embedding.provenance),
+        "population_relative": _relative(embedding.provenance.population, target),
+        "tensors_sha256": hashlib.sha256(blob).hexdigest(),
+    }
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        (partial / TENSORS).write_bytes(blob)
+        (partial / DOCUMENT).write_text(
+            json.dumps(document, indent=1, allow_nan=False), encoding="utf-8"
+        )
+        if target.exists():
+            replaced = target.with_name(f".{target.name}.{uuid.uuid4().hex}.replaced")
+            target.rename(replaced)
+            partial.rename(target)
+            shutil.rmtree(replaced)
+        else:
+            partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+def require_writable(path: str | Path, *, overwrite: bool) -> Path:
+    """Return the folder if an embedding may be written there, else raise `StoreExists`."""
+    target = Path(path)
+    if not target.exists():
+        return target
+    if not (target / DOCUMENT).is_file():
+        raise StoreExists(
+            f"{target} exists and is no embedding, so it is not touched. Choose another folder."
+        )
+    if not overwrite:
+        raise StoreExists(
+            f"There is an embedding at {target}. Choose another folder, or replace it with "
+            "overwrite=True (--overwrite)."
+        )
+    return target
+
+
+def load_embedding(
+    path: str | Path, *, population: Population | None = None
+) -> ModelEmbedding:
+    """Read an embedding from its folder. Runs no code that the folder names.
+
+    Parameters
+    ----------
+    path
+        The folder that `ModelEmbedding.save` wrote.
+    population
+        The open population, if it is no longer where it was when the embedding was made.
+
+    Raises
+    ------
+    StoreNotFound
+        If there is no embedding.
+    UnsupportedFormat
+        If the folder holds something else, or another version.
+    CorruptBlock
+        If the tensors are not those that were written.
+    UnknownName
+        If the meta-model family is not installed.
+    """
+    source = Path(path)
+    try:
+        text = (source / DOCUMENT).read_text(encoding="utf-8")
+        blob = (source / TENSORS).read_bytes()
+    except FileNotFoundError as error:
+        raise StoreNotFound(
+            f"There is no embedding at {source}: {Path(str(error.filename)).name} is missing. "
+            "Expected a folder that ModelEmbedding.save wrote."
+        ) from error
+    document = _parse(source, text)
+    if hashlib.sha256(blob).hexdigest() != document.get("tensors_sha256"):
+        raise CorruptBlock(
+            f"{source / TENSORS} is not what was written: its checksum differs. Restore it from a "
+            "copy, or fit again."
+        )
+    try:
+        embedding = _assemble(source, document, load(blob))
+    except (DynamoError, MemoryError):
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        raise UnsupportedFormat(
+            f"{source / DOCUMENT} does not describe an embedding of version {VERSION}: "
+            f"{type(error).__name__}: {error}."
+        ) from error
+    return embedding if population is None else embedding.with_population(population)
+
+
+def _parse(source: Path, text: str) -> dict[str, Any]:
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UnsupportedFormat(f"{source / DOCUMENT} is not JSON: {error}.") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise UnsupportedFormat(f"{source / DOCUMENT} does not describe a {FORMAT}.")
+    if document.get("version") != VERSION:
+        raise UnsupportedFormat(
+            f"{source} has version {document.get('version')!r} of the embedding format; this "
+            f"release reads version {VERSION}. Use the release that wrote it."
+        )
+    return document
+
+
+def _assemble(
+    source: Path, document: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> ModelEmbedding:
+    config = FitConfig.from_options(document["config"])
+    spec = PopulationSpec(
+        InputSpec(**document["spec"]["inputs"]),
+        tuple(
+            OutputSpec(**{**output, "shape": tuple(output["shape"])})
+            for output in document["spec"]["outputs"]
+        ),
+    )
+    family = get_registry().load("meta_model", config.family)
+    with torch.random.fork_rng(devices=[]):  # the initial values are overwritten below
+        meta_model = family(spec, embedding_dim=config.embedding_dim, **config.family_options)
+        state_maps = AffineStateMaps(meta_model.units, document["units"])
+    meta_model.load_state_dict(_under("meta_model.", tensors))
+    state_maps.load_state_dict(_under("state_maps.", tensors))
+    for module in (meta_model, state_maps):
+        module.requires_grad_(False).eval()  # noqa: FBT003
+    ids = tuple(document["ids"])
+    provenance = dict(document["provenance"])
+    provenance["model_hashes"] = tuple(provenance["model_hashes"])
+    relative = document["population_relative"]
+    if relative is not None and (source / relative).exists():
+        provenance["population"] = str((source / relative).resolve())
+    return ModelEmbedding(
+        thetas=tensors["thetas"],
+        ids=ids,
+        metadata=_frame_from_json(document["metadata"]).set_axis(pd.Index(ids, name="model")),
+        meta_model=meta_model,
+        state_maps=state_maps,
+        output_groups=tuple(document["output_groups"]),
+        history=_frame_from_json(document["history"]),
+        config=config,
+        training_samples=tensors["training_samples"],
+        held_out_samples=tensors["held_out_samples"],
+        provenance=Provenance(**provenance),
+    )
+
+
+def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _frame_to_json(frame: pd.DataFrame) -> dict[str, list[Any]]:
+    """Columns of plain values; what is missing is null."""
+    columns = {}
+    for name in frame.columns:
+        values = frame[name].astype(object).where(frame[name].notna(), None).tolist()
+        columns[str(name)] = [v.item() if hasattr(v, "item") else v for v in values]
+    return columns
+
+
+def _frame_from_json(columns: dict[str, list[Any]]) -> pd.DataFrame:
+    return pd.DataFrame(columns)
+
+
+def _relative(location: str, target: Path) -> str | None:
+    """Return the path from the embedding to a local population; None for other places."""
+    path = location.removeprefix("file://")
+    if "://" in path or not Path(path).exists():
+        return None
+    return os.path.relpath(Path(path).resolve(), target.resolve())

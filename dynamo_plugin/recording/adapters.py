@@ -1,0 +1,99 @@
+"""Which adapter reads a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from dynamo_plugin.errors import InvalidInput, PluginError, UnsupportedModel
+from dynamo_plugin.registry import get_registry
+from dynamo_plugin.registry.interfaces import Adapter
+
+__all__ = ["AdapterChoice"]
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterChoice:
+    """The user's choice of adapter, or none; travels to worker processes."""
+
+    adapter: str | Adapter | None = None
+    """A registered name, an adapter, or None for the last registered one that takes the model."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments with which adapters are built."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.adapter, Adapter) and self.options:
+            raise InvalidInput(
+                f"{', '.join(self.options)} cannot be applied to an adapter that is already "
+                f"built ({type(self.adapter).__name__}); give them to its constructor."
+            )
+        if isinstance(self.adapter, str):
+            get_registry().registration("adapter", self.adapter)
+        elif self.adapter is not None and not isinstance(self.adapter, Adapter):
+            raise InvalidInput(
+                "adapter must be a registered name or an Adapter; got "
+                f"{type(self.adapter).__name__}."
+            )
+
+    def of(self, model: object) -> Adapter:
+        """Return the adapter for a model.
+
+        Third parties register after the adapters that come with this package, and so take
+        precedence over them.
+
+        Raises
+        ------
+        UnsupportedModel
+            None takes it.
+        InvalidInput
+            The adapter does not know one of the options.
+        """
+        if self.adapter is not None:
+            chosen = (
+                self.adapter
+                if isinstance(self.adapter, Adapter)
+                else _built(self.adapter, self.options)
+            )
+            if chosen.supports(model):
+                return chosen
+            name = self.adapter if isinstance(self.adapter, str) else type(chosen).__name__
+            raise UnsupportedModel(f"adapter {name!r} does not take {_described(model)}.")
+        tried: list[str] = []
+        for name in reversed(get_registry().names("adapter")):
+            try:
+                candidate = _built(name, {})
+            except (PluginError, InvalidInput) as error:
+                tried.append(f"{name} (unusable: {error})")
+                continue
+            if candidate.supports(model):
+                return _built(name, self.options) if self.options else candidate
+            tried.append(name)
+        raise UnsupportedModel(
+            f"no adapter takes {_described(model)}. Tried: {', '.join(tried) or 'none'}. Install "
+            "a plugin that knows the architecture, or pass adapter= with one of your own."
+        )
+
+
+def _built(name: str, options: Mapping[str, Any]) -> Adapter:
+    target = get_registry().load("adapter", name)
+    try:
+        adapter = target(**options)
+    except TypeError as error:
+        given = ", ".join(options) or "no arguments"
+        raise InvalidInput(f"adapter {name!r} cannot be built with {given}: {error}.") from error
+    if not isinstance(adapter, Adapter):
+        raise PluginError(
+            f"adapter {name!r} must derive from dynamo_plugin.registry.interfaces.Adapter; "
+            f"{type(adapter).__name__} does not."
+        )
+    return adapter
+
+
+def _described(model: object) -> str:
+    if not isinstance(model, nn.Module):
+        return f"an object of type {type(model).__name__}"
+    kinds = sorted({type(module).__name__ for module in model.modules()})
+    return f"{type(model).__name__} (modules of type {', '.join(kinds)})"

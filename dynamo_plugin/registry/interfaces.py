@@ -1,0 +1,133 @@
+"""What a plugin implements: abstract classes and call signatures, one per kind.
+
+This module imports torch. The rest of the registry does not, so that plugins can be listed
+without paying for it; import it where a plugin is written, not where it is registered.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+    from dynamo_plugin.types import (
+        JSON,
+        PopulationSpec,
+        SequenceBatch,
+        Trajectory,
+        TrajectorySpec,
+    )
+
+__all__ = ["Adapter", "AnalysisResult", "Loss", "MetaModel"]
+
+
+class Adapter(abc.ABC):
+    """Knows how to read the hidden states of one framework or architecture family.
+
+    An adapter is constructed by keyword arguments only, once per capture, and must leave every
+    model as it found it: hooks, `training` flags, `requires_grad`, gradients and device, also
+    after an exception.
+    """
+
+    @abc.abstractmethod
+    def supports(self, model: object) -> bool:
+        """Return whether this adapter can read the model; must not run it."""
+
+    @abc.abstractmethod
+    def describe(self, model: Any, inputs: SequenceBatch) -> TrajectorySpec:
+        """Run the model on a few samples and say what `record` will return.
+
+        Raises `UnsupportedModel` or `CaptureError`, naming the site, where it cannot.
+        """
+
+    @abc.abstractmethod
+    def record(self, model: Any, inputs: SequenceBatch, spec: TrajectorySpec) -> Trajectory:
+        """Run the model and return copies of its hidden states and its output.
+
+        `inputs` come sorted by decreasing length. `spec` is what `describe` returned for this
+        model. Every tensor of the result is detached and shares no memory with the model.
+        """
+
+
+class MetaModel(nn.Module, abc.ABC):
+    """One executable network whose dynamics are chosen by a vector theta.
+
+    A family is built as `family(spec, embedding_dim=..., **options)`, with its parameters drawn
+    from torch's global generator, which the trainer seeds.
+    """
+
+    spec: PopulationSpec
+    """What it was built for."""
+    embedding_dim: int
+    units: int
+    """Width of the hidden state, the source space of the state maps."""
+
+    @abc.abstractmethod
+    def __init__(self, spec: PopulationSpec, *, embedding_dim: int, **options: Any) -> None: ...
+
+    @abc.abstractmethod
+    def forward(self, inputs: Tensor, theta: Tensor, lengths: Tensor) -> Trajectory:
+        """Run the meta-model.
+
+        Parameters
+        ----------
+        inputs
+            (..., time) integer ids or (..., time, feature) numbers.
+        theta
+            (..., embedding_dim). The leading dimensions of inputs and theta broadcast, so that
+            (1, sequence) inputs and (model, 1) thetas run every model on every sequence.
+        lengths
+            Real steps per sequence, broadcastable to the leading dimensions of inputs.
+
+        Returns
+        -------
+        Trajectory
+            One state, `hidden`: (..., time, units), and per output group (..., size) or
+            (..., time, size).
+        """
+
+    @abc.abstractmethod
+    def options(self) -> dict[str, JSON]:
+        """Return the keyword arguments that rebuild this meta-model from the same spec."""
+
+
+class Loss(Protocol):
+    """A pure function of prediction, target and mask to one value per sample."""
+
+    def __call__(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Compare.
+
+        Parameters
+        ----------
+        prediction, target
+            (..., time, feature), of one shape; one time step for per-sequence outputs.
+        mask
+            Boolean, broadcastable to prediction: which entries count. Every sample has one.
+
+        Returns
+        -------
+        Tensor
+            (...): the mean over the entries that count.
+        """
+
+
+class AnalysisResult(Protocol):
+    """What an analysis returns: frozen, and readable three ways."""
+
+    @property
+    def name(self) -> str:
+        """Registered name of the analysis."""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return the result as a tidy table."""
+
+    def plot(self) -> go.Figure:
+        """Return the result as a Plotly figure."""
+
+    def summary(self) -> dict[str, JSON]:
+        """Return the headline figures, ready for JSON: no NaN, no NumPy types."""

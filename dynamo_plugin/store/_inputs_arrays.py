@@ -1,0 +1,183 @@
+"""The inputs of a population as arrays in its store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dynamo_plugin.errors import CorruptBlock, InvalidInput
+from dynamo_plugin.store._array_reader import ArrayReader
+from dynamo_plugin.store._array_writer import ArrayWriter, write_text
+from dynamo_plugin.store._documents import STRING, ArrayLayout, group_document, read_group
+from dynamo_plugin.store._specs import row_dimension
+from dynamo_plugin.store.inputs import PopulationInputs
+from dynamo_plugin.types import InputSpec
+
+if TYPE_CHECKING:
+    from dynamo_plugin.store._location import Location
+    from dynamo_plugin.types import RowAxis
+
+__all__ = ["InputsHeader", "input_reader", "read_header", "read_inputs", "write_inputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class InputsHeader:
+    """What the group of the inputs says; its arrays follow from it."""
+
+    spec: InputSpec
+    """Kind and size."""
+    samples: int
+    """Number of samples."""
+    rows: int
+    """Number of steps of all samples together."""
+    dtype: str
+    """Of the values."""
+    targets: tuple[RowAxis, str, tuple[int, ...]] | None
+    """Axis, dtype and shape of one target, if there are targets."""
+    hash: str
+    """Of the inputs."""
+
+    @property
+    def layouts(self) -> dict[str, ArrayLayout]:
+        """Every array by its name."""
+        features = self.spec.kind == "features"
+        layouts = [
+            ArrayLayout(
+                "inputs/values",
+                (self.rows, self.spec.size) if features else (self.rows,),
+                self.dtype,
+                ("row", "feature") if features else ("row",),
+            ),
+            ArrayLayout("inputs/offsets", (self.samples + 1,), "int64", ("boundary",)),
+            ArrayLayout("inputs/sample_ids", (self.samples,), STRING, ("sample",)),
+        ]
+        if self.targets is not None:
+            axis, dtype, shape = self.targets
+            count = self.samples if axis == "sample" else self.rows
+            dimensions = (row_dimension(axis), *("target",)[: len(shape)])
+            layouts.append(
+                ArrayLayout("inputs/targets", (count, *shape), dtype, dimensions, {"axis": axis})
+            )
+        return {layout.path.removeprefix("inputs/"): layout for layout in layouts}
+
+
+def write_inputs(location: Location, inputs: PopulationInputs) -> None:
+    """Write the group of the inputs and all its arrays."""
+    targets = inputs.targets
+    header = InputsHeader(
+        spec=inputs.spec,
+        samples=len(inputs),
+        rows=len(inputs.values),
+        dtype=inputs.values.dtype.name,
+        targets=None
+        if targets is None or inputs.targets_axis is None
+        else (inputs.targets_axis, targets.dtype.name, targets.shape[1:]),
+        hash=inputs.hash,
+    )
+    location.set("inputs/zarr.json", group_document(_to_json(header)))
+    layouts = header.layouts
+    arrays = {"values": inputs.values, "offsets": inputs.offsets}
+    if targets is not None:
+        arrays["targets"] = targets
+    for name, array in arrays.items():
+        writer = ArrayWriter(location, layouts[name], model_hash=None, inputs_hash=header.hash)
+        writer.append(array, f"the inputs' {name}")
+    write_text(location, layouts["sample_ids"], inputs.sample_ids, inputs_hash=header.hash)
+
+
+def _to_json(header: InputsHeader) -> dict[str, Any]:
+    targets = header.targets
+    return {
+        "kind": header.spec.kind,
+        "size": header.spec.size,
+        "samples": header.samples,
+        "rows": header.rows,
+        "dtype": header.dtype,
+        "targets": targets and {"axis": targets[0], "dtype": targets[1], "shape": list(targets[2])},
+        "hash": header.hash,
+    }
+
+
+def read_header(location: Location, inputs_hash: str) -> InputsHeader:
+    """Read the group of the inputs.
+
+    Raises
+    ------
+    IncompleteCapture
+        It was never written.
+    CorruptBlock, UnsupportedFormat
+        It is not what was written, or belongs to another population.
+    """
+    found = read_group(location, "inputs")
+    where = f"inputs/zarr.json of {location}"
+    try:
+        targets = found["targets"]
+        header = InputsHeader(
+            spec=InputSpec(kind=found["kind"], size=found["size"]),
+            samples=found["samples"],
+            rows=found["rows"],
+            dtype=found["dtype"],
+            targets=targets and (targets["axis"], targets["dtype"], tuple(targets["shape"])),
+            hash=found["hash"],
+        )
+    except (KeyError, TypeError) as error:
+        raise CorruptBlock(f"Missing or malformed field in {where}: {error!r}.") from error
+    if header.hash != inputs_hash:
+        raise CorruptBlock(
+            f"Expected inputs of hash {inputs_hash} in {location}, found {header.hash}: these "
+            "inputs belong to another population. Capture again."
+        )
+    if not _plausible(header):
+        raise CorruptBlock(f"The fields in {where} do not describe inputs: {found!r}.")
+    return header
+
+
+def _plausible(header: InputsHeader) -> bool:
+    sizes = [header.spec.size, header.samples, header.rows]
+    dtypes: dict[str, tuple[str, ...]] = {"ids": ("int64",), "features": ("float32", "float64")}
+    allowed = header.dtype in dtypes.get(header.spec.kind, ())
+    if header.targets is not None:
+        axis, dtype, shape = header.targets
+        sizes += shape
+        allowed &= axis in ("sample", "time") and len(shape) <= 1
+        allowed &= dtype in ("int64", "float32", "float64")
+    return allowed and all(type(size) is int and size > 0 for size in sizes)
+
+
+def input_reader(location: Location, header: InputsHeader, name: str) -> ArrayReader:
+    """Return the reader of one array of the inputs."""
+    return ArrayReader(
+        location,
+        header.layouts[name],
+        f"array {name!r} of the inputs",
+        model_hash=None,
+        inputs_hash=header.hash,
+    )
+
+
+def read_inputs(location: Location, header: InputsHeader) -> PopulationInputs:
+    """Read all arrays of the inputs and check them against their hash.
+
+    Raises
+    ------
+    IncompleteCapture, CorruptBlock, UnsupportedFormat
+        An array is missing or not what was written.
+    """
+    readers = {name: input_reader(location, header, name) for name in header.layouts}
+    try:
+        inputs = PopulationInputs(
+            values=readers["values"].read(),
+            offsets=readers["offsets"].read(),
+            sample_ids=tuple(readers["sample_ids"].read_text()),
+            spec=header.spec,
+            targets=readers["targets"].read() if "targets" in readers else None,
+            targets_axis=header.targets[0] if header.targets else None,
+        )
+    except InvalidInput as error:
+        raise CorruptBlock(f"The inputs in {location} contradict themselves: {error}") from error
+    if inputs.hash != header.hash:
+        raise CorruptBlock(
+            f"The inputs in {location} have hash {inputs.hash}, {header.hash} was written. "
+            "Capture again."
+        )
+    return inputs

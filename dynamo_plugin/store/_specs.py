@@ -1,0 +1,154 @@
+"""Specs as JSON, and the arrays that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dynamo_plugin.errors import InvalidInput
+from dynamo_plugin.store._documents import ArrayLayout, plain_json
+from dynamo_plugin.store._keys import path_key
+from dynamo_plugin.types import OutputSpec, RowAxis, SiteSpec, TrajectorySpec
+
+if TYPE_CHECKING:
+    from dynamo_plugin.types import JSON
+
+__all__ = [
+    "check_spec",
+    "model_path",
+    "output_layout",
+    "row_dimension",
+    "site_layouts",
+    "spec_from_json",
+    "spec_to_json",
+]
+
+_FLOATS = ("float16", "float32", "float64")
+
+
+def model_path(model_id: str) -> str:
+    """Return the key of a model's group."""
+    return f"models/{path_key(model_id)}"
+
+
+def row_dimension(axis: RowAxis) -> str:
+    """Return the name of axis 0 of an array whose rows are time steps or samples."""
+    return "row" if axis == "time" else "sample"
+
+
+def spec_to_json(spec: TrajectorySpec) -> dict[str, JSON]:
+    """Return a spec as it is stored."""
+    return {
+        "adapter": spec.adapter,
+        "sites": [
+            {"name": s.name, "shape": list(s.shape), "dtype": s.dtype, "axis": s.axis}
+            for s in spec.sites
+        ],
+        "output": {
+            "group": spec.output.group,
+            "shape": list(spec.output.shape),
+            "dtype": spec.output.dtype,
+            "axis": spec.output.axis,
+        },
+        "options": plain_json(dict(spec.options), "The options of a spec"),
+    }
+
+
+def spec_from_json(value: Any) -> TrajectorySpec:
+    """Return the spec that `spec_to_json` wrote.
+
+    Raises
+    ------
+    InvalidInput
+        It is not one.
+    """
+    try:
+        spec = TrajectorySpec(
+            adapter=value["adapter"],
+            sites=tuple(
+                SiteSpec(s["name"], tuple(s["shape"]), s["dtype"], s["axis"])
+                for s in value["sites"]
+            ),
+            output=OutputSpec(
+                value["output"]["group"],
+                tuple(value["output"]["shape"]),
+                value["output"]["dtype"],
+                value["output"]["axis"],
+            ),
+            options=value["options"],
+        )
+    except (KeyError, TypeError) as error:
+        raise InvalidInput(f"Not the spec of a model: {error!r}") from error
+    check_spec(spec)
+    return spec
+
+
+def check_spec(spec: TrajectorySpec) -> None:
+    """Check that a model of this spec can be stored.
+
+    Raises
+    ------
+    InvalidInput
+        There is no site, two share a name, or a shape, dtype or axis is not one that is stored.
+    """
+    names = [site.name for site in spec.sites]
+    if not names or len(set(names)) < len(names):
+        raise InvalidInput(f"Expected at least one site and every name once, got {names}.")
+    if not isinstance(spec.adapter, str) or not isinstance(spec.options, Mapping):
+        raise InvalidInput(
+            f"Expected the name of an adapter and a mapping of options, got {spec.adapter!r} "
+            f"and {spec.options!r}."
+        )
+    places = [(f"site {s.name!r}", s.name, s.shape, s.dtype, s.axis) for s in spec.sites]
+    output = spec.output
+    places.append(
+        (f"output {output.group!r}", output.group, output.shape, output.dtype, output.axis)
+    )
+    for where, name, shape, dtype, axis in places:
+        if not isinstance(name, str):
+            raise InvalidInput(f"Expected text as a name, got {name!r}.")
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
+            raise InvalidInput(f"Expected positive lengths in the shape of {where}, got {shape}.")
+        if dtype not in _FLOATS:
+            raise InvalidInput(f"Expected one of {_FLOATS} as dtype of {where}, got {dtype!r}.")
+        if axis not in ("time", "sample"):
+            raise InvalidInput(f"Expected 'time' or 'sample' as axis of {where}, got {axis!r}.")
+
+
+def site_layouts(
+    model_id: str, spec: TrajectorySpec, *, samples: int, rows: int
+) -> dict[str, ArrayLayout]:
+    """Return the array of every site of a model, in the order of the spec."""
+    single = len(spec.sites) == 1
+    return {
+        site.name: ArrayLayout(
+            path=f"{model_path(model_id)}/states/{path_key(site.name)}",
+            shape=(rows if site.axis == "time" else samples, *site.shape),
+            dtype=site.dtype,
+            # xarray wants equal lengths for equal names, and sites differ in width
+            dimensions=(
+                row_dimension(site.axis),
+                *_axis_names("unit", len(site.shape), "" if single else f" of {site.name}"),
+            ),
+            attributes={"site": site.name, "axis": site.axis},
+        )
+        for site in spec.sites
+    }
+
+
+def output_layout(model_id: str, spec: TrajectorySpec, *, samples: int, rows: int) -> ArrayLayout:
+    """Return the array of a model's outputs."""
+    output = spec.output
+    return ArrayLayout(
+        path=f"{model_path(model_id)}/outputs/{path_key(output.group)}",
+        shape=(rows if output.axis == "time" else samples, *output.shape),
+        dtype=output.dtype,
+        dimensions=(row_dimension(output.axis), *_axis_names("output", len(output.shape), "")),
+        attributes={"group": output.group, "axis": output.axis},
+    )
+
+
+def _axis_names(base: str, rank: int, suffix: str) -> tuple[str, ...]:
+    if rank == 1:
+        return (base + suffix,)
+    return tuple(f"{base}_{axis}{suffix}" for axis in range(rank))

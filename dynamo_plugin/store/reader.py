@@ -1,0 +1,381 @@
+"""Reading a population. What comes back was committed, is whole, and is checked on every read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from dynamo_plugin.errors import (
+    CorruptBlock,
+    IncompleteCapture,
+    InvalidInput,
+    UnknownName,
+    suggest,
+)
+from dynamo_plugin.store._array_reader import ArrayReader
+from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_header, read_inputs
+from dynamo_plugin.store._location import Location, StoreLike
+from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
+from dynamo_plugin.store._specs import output_layout, site_layouts
+from dynamo_plugin.store.inputs import PopulationInputs, sample_indices
+from dynamo_plugin.types import OutputSpec, PopulationSpec, TrajectorySpec
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    from dynamo_plugin.store._documents import ArrayLayout
+    from dynamo_plugin.types import JSON, RowAxis
+
+__all__ = ["Population", "open_population"]
+
+
+def open_population(store: StoreLike, *, allow_incomplete: bool = False) -> Population:
+    """Open a population for reading.
+
+    Opening runs no code from the store and loads nothing but descriptions. Data are read, and
+    checked against their commit records, when they are asked for.
+
+    Parameters
+    ----------
+    store
+        A path, an fsspec URL or a Zarr store.
+    allow_incomplete
+        Leave models that were not captured to the end out instead of refusing.
+
+    Raises
+    ------
+    StoreNotFound
+        There is nothing.
+    UnsupportedFormat
+        It is no population, or one of another version.
+    IncompleteCapture
+        A model is incomplete (unless allowed), or no model is complete.
+    CorruptBlock
+        A description is damaged.
+    """
+    location = Location.of(store, create=False)
+    root = read_root(location)
+    inputs = read_header(location, root.inputs_hash)
+    headers, errors = read_models(location)
+    for error in errors.values():
+        if not isinstance(error, IncompleteCapture):
+            raise error
+    complete = {name: header for name, header in headers.items() if header.complete}
+    missing = [name for name in root.models or () if name not in complete]
+    missing += [name for name in headers if name not in complete and name not in missing]
+    # a group without its description has lost its id; known ids are already counted
+    missing += [] if root.models is not None else sorted(errors)
+    if missing and not allow_incomplete:
+        shown = ", ".join(map(repr, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        raise IncompleteCapture(
+            f"Expected every model of {location} to be captured to the end; {len(missing)} of "
+            f"{len(complete) + len(missing)} are not: {shown}. Capture again with resume=True, "
+            "or open with allow_incomplete=True to leave them out."
+        )
+    if not complete:
+        raise IncompleteCapture(
+            f"The population at {location} holds no complete model. Capture some into it with "
+            "resume=True."
+        )
+    return Population(location, root, inputs, complete)
+
+
+class Population:
+    """A captured population: shared inputs, and hidden states and outputs of every model.
+
+    Made by `open_population`. Every array that is returned is the caller's own. Rows are flat:
+    those of sample i are `offsets[i]:offsets[i + 1]` for what was recorded per step.
+    """
+
+    __slots__ = ("_header", "_inputs", "_location", "_models", "_offsets", "_root", "_sample_ids")
+
+    def __init__(
+        self,
+        location: Location,
+        root: Root,
+        header: InputsHeader,
+        models: Mapping[str, ModelHeader],
+    ) -> None:
+        self._location = location
+        self._root = root
+        self._header = header
+        self._models = dict(models)
+        self._inputs: PopulationInputs | None = None
+        self._offsets: NDArray[np.int64] | None = None
+        self._sample_ids: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+    def __repr__(self) -> str:
+        return (
+            f"Population({self.location!r}: {len(self)} models, {self._header.samples} samples, "
+            f"{self._header.rows} rows)"
+        )
+
+    @property
+    def location(self) -> str:
+        """Where the population lies."""
+        return str(self._location)
+
+    @property
+    def config(self) -> dict[str, JSON]:
+        """How it was captured."""
+        return copy.deepcopy(self._root.config)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the models, in the population's order."""
+        return tuple(self._models)
+
+    @property
+    def metadata(self) -> pd.DataFrame:
+        """What is known about the models: one row per model, indexed by id (`model`)."""
+        rows = [copy.deepcopy(header.metadata) for header in self._models.values()]
+        # named here, for from_records forgets the columns' order of first appearance
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        return pd.DataFrame(rows, index=pd.Index(self.ids, name="model"), columns=columns)
+
+    @property
+    def population_spec(self) -> PopulationSpec:
+        """What a meta-model family must know to build itself.
+
+        The dtype of an output group is one that holds the outputs of all its models.
+
+        Raises
+        ------
+        InvalidInput
+            Models of one output group differ in the shape or axis of their outputs.
+        """
+        groups: dict[str, tuple[str, OutputSpec]] = {}
+        for name, header in self._models.items():
+            output = header.spec.output
+            first, seen = groups.setdefault(output.group, (name, output))
+            if (output.shape, output.axis) != (seen.shape, seen.axis):
+                raise InvalidInput(
+                    f"Expected all models of output group {output.group!r} to return the same; "
+                    f"{first!r} returns {seen.shape} per {seen.axis}, {name!r} {output.shape} "
+                    f"per {output.axis}. Capture them with different output groups."
+                )
+            dtype = np.promote_types(output.dtype, seen.dtype).name
+            groups[output.group] = (
+                first,
+                OutputSpec(output.group, output.shape, dtype, output.axis),
+            )
+        return PopulationSpec(
+            inputs=self._header.spec,
+            outputs=tuple(groups[group][1] for group in sorted(groups)),
+        )
+
+    @property
+    def inputs(self) -> PopulationInputs:
+        """All inputs, checked against their hash; read once.
+
+        Raises
+        ------
+        IncompleteCapture, CorruptBlock
+            They are not what was written.
+        """
+        if self._inputs is None:
+            self._inputs = read_inputs(self._location, self._header)
+        return self._inputs
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(sample + 1,): rows of sample i are offsets[i]:offsets[i + 1]; read-only.
+
+        Raises
+        ------
+        IncompleteCapture, CorruptBlock
+            They are not what was written.
+        """
+        if self._inputs is not None:
+            return self._inputs.offsets
+        if self._offsets is None:
+            offsets = input_reader(self._location, self._header, "offsets").read()
+            if offsets[0] != 0 or offsets[-1] != self._header.rows or (np.diff(offsets) < 1).any():
+                raise CorruptBlock(
+                    f"The offsets of the inputs in {self._location} do not cut "
+                    f"{self._header.rows} rows into samples. Capture again."
+                )
+            offsets.flags.writeable = False
+            self._offsets = offsets
+        return self._offsets
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(sample,): number of steps of every sample."""
+        return np.diff(self.offsets)
+
+    @property
+    def sample_ids(self) -> tuple[str, ...]:
+        """Ids of the samples."""
+        if self._sample_ids is None:
+            reader = input_reader(self._location, self._header, "sample_ids")
+            self._sample_ids = tuple(reader.read_text())
+        return self._sample_ids
+
+    def spec(self, model_id: str) -> TrajectorySpec:
+        """Return what was recorded of a model.
+
+        Raises
+        ------
+        UnknownName
+            There is no such model.
+        """
+        return self._model(model_id).spec
+
+    def sites(self, model_id: str) -> tuple[str, ...]:
+        """Return the sites of a model, in the order in which the network computes them.
+
+        Raises
+        ------
+        UnknownName
+            There is no such model.
+        """
+        return tuple(site.name for site in self.spec(model_id).sites)
+
+    def output_group(self, model_id: str) -> str:
+        """Return the output group of a model.
+
+        Raises
+        ------
+        UnknownName
+            There is no such model.
+        """
+        return self.spec(model_id).output.group
+
+    def model_hash(self, model_id: str) -> str:
+        """Return the hash of a model's class and parameters.
+
+        Raises
+        ------
+        UnknownName
+            There is no such model.
+        """
+        return self._model(model_id).model_hash
+
+    def nbytes(self, model_id: str) -> int:
+        """Return how many bytes the states and outputs of a model take in memory.
+
+        Raises
+        ------
+        UnknownName
+            There is no such model.
+        """
+        header = self._model(model_id)
+        layouts = [*self._site_layouts(header).values(), self._output_layout(header)]
+        return sum(layout.shape[0] * layout.row_bytes for layout in layouts)
+
+    def states(
+        self, model_id: str, site: str | None = None, *, samples: ArrayLike | None = None
+    ) -> NDArray[Any]:
+        """Return hidden states of a model.
+
+        Parameters
+        ----------
+        model_id
+            Which model.
+        site
+            Which site; may be left out where the model has only one.
+        samples
+            Sample numbers, in any order, repeats allowed; all samples by default. Only blocks
+            that hold some of them are read.
+
+        Returns
+        -------
+        ndarray
+            (row, *row shape): the rows of the samples one after the other, in the order asked.
+
+        Raises
+        ------
+        UnknownName
+            There is no such model or site.
+        InvalidInput
+            No site was named and the model has several, or a sample number is wrong.
+        IncompleteCapture, CorruptBlock
+            A block is missing or damaged.
+        """
+        header = self._model(model_id)
+        layouts = self._site_layouts(header)
+        if site is None:
+            if len(layouts) > 1:
+                raise InvalidInput(
+                    f"Expected the name of one of the sites of model {model_id!r}: "
+                    f"{', '.join(layouts)}."
+                )
+            (site,) = layouts
+        if site not in layouts:
+            raise UnknownName(f"Model {model_id!r} has no site {site!r}. {suggest(site, layouts)}")
+        axis = next(s.axis for s in header.spec.sites if s.name == site)
+        where = f"site {site!r} of model {model_id!r}"
+        return self._reader(header, layouts[site], where).read(self._rows(samples, axis))
+
+    def outputs(self, model_id: str, *, samples: ArrayLike | None = None) -> NDArray[Any]:
+        """Return outputs of a model.
+
+        Parameters
+        ----------
+        model_id
+            Which model.
+        samples
+            As in `states`.
+
+        Returns
+        -------
+        ndarray
+            (sample, *row shape), or (row, *row shape) for outputs per step.
+
+        Raises
+        ------
+        UnknownName
+            There is no such model.
+        InvalidInput
+            A sample number is wrong.
+        IncompleteCapture, CorruptBlock
+            A block is missing or damaged.
+        """
+        header = self._model(model_id)
+        reader = self._reader(
+            header, self._output_layout(header), f"the output of model {model_id!r}"
+        )
+        return reader.read(self._rows(samples, header.spec.output.axis))
+
+    def _model(self, model_id: str) -> ModelHeader:
+        if model_id not in self._models:
+            raise UnknownName(
+                f"{self.location} holds no model {model_id!r}. {suggest(model_id, self._models)}"
+            )
+        return self._models[model_id]
+
+    def _site_layouts(self, header: ModelHeader) -> dict[str, ArrayLayout]:
+        samples, rows = self._header.samples, self._header.rows
+        return site_layouts(header.id, header.spec, samples=samples, rows=rows)
+
+    def _output_layout(self, header: ModelHeader) -> ArrayLayout:
+        samples, rows = self._header.samples, self._header.rows
+        return output_layout(header.id, header.spec, samples=samples, rows=rows)
+
+    def _reader(self, header: ModelHeader, layout: ArrayLayout, where: str) -> ArrayReader:
+        return ArrayReader(
+            self._location,
+            layout,
+            where,
+            model_hash=header.model_hash,
+            inputs_hash=self._root.inputs_hash,
+        )
+
+    def _rows(self, samples: ArrayLike | None, axis: RowAxis) -> NDArray[np.int64] | None:
+        """Return the row numbers of some samples, None for all rows."""
+        if samples is None:
+            return None
+        chosen = sample_indices(samples, self._header.samples)
+        if axis == "sample":
+            return chosen
+        starts, lengths = self.offsets[chosen], self.lengths[chosen]
+        before = np.cumsum(lengths) - lengths  # rows of the result before each sample
+        return np.repeat(starts - before, lengths) + np.arange(lengths.sum())

@@ -1,0 +1,303 @@
+"""Checking every byte of a population."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import pandas as pd
+from tqdm import tqdm
+
+from dynamo_plugin.errors import (
+    CorruptBlock,
+    IncompleteCapture,
+    StoreError,
+    StoreNotFound,
+    UnsupportedFormat,
+)
+from dynamo_plugin.store._array_reader import ArrayReader
+from dynamo_plugin.store._documents import check_group
+from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_header, read_inputs
+from dynamo_plugin.store._location import Location, StoreLike
+from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
+from dynamo_plugin.store._specs import model_path, output_layout, site_layouts
+
+if TYPE_CHECKING:
+    from dynamo_plugin.types import JSON
+
+__all__ = ["Problem", "ProblemKind", "VerifyReport", "verify_population"]
+
+ProblemKind: TypeAlias = Literal["incomplete", "damaged", "format", "unexpected", "unreadable"]
+"""`incomplete`: never committed. `damaged`: not what was committed. `format`: not as documented.
+`unexpected`: a block that belongs to nothing. `unreadable`: the storage itself failed."""
+
+# left behind where a write to a local disk was interrupted; never read, so no damage
+_LEFTOVER = re.compile(r".*\.[0-9a-f]{32}\.partial|\..*")
+
+
+_NAMED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a population."""
+
+    model: str | None
+    """Id of the model, its key where the id is lost, or None for what all models share."""
+    array: str | None
+    """Key of the array relative to the population, if one array is meant."""
+    block: int | None
+    """Number of the block, if one block is meant."""
+    kind: ProblemKind
+    """What sort of problem."""
+    message: str
+    """What was expected, what came, how to mend it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify_population` found."""
+
+    location: str
+    """Which population."""
+    models: int
+    """Models whose description can be read, complete or not."""
+    blocks: int
+    """Blocks that are as committed."""
+    bytes: int
+    """Bytes in these blocks."""
+    problems: tuple[Problem, ...]
+    """Everything that is wrong."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong."""
+        return not self.problems
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return one row per problem: model, array, block, kind, message."""
+        frame = pd.DataFrame(
+            [asdict(problem) for problem in self.problems], columns=list(Problem.__slots__)
+        )
+        return frame.astype({"block": "Int64"})
+
+    def summary(self) -> dict[str, JSON]:
+        """Return the whole report, ready for JSON."""
+        return {
+            "location": self.location,
+            "ok": self.ok,
+            "models": self.models,
+            "blocks": self.blocks,
+            "bytes": self.bytes,
+            "problems": [asdict(problem) for problem in self.problems],
+        }
+
+
+def verify_population(store: StoreLike, *, progress: bool = False) -> VerifyReport:
+    """Check a whole population: every description, every commit record, every byte.
+
+    Damage never raises; it is what the report is for. Nothing is written.
+
+    Parameters
+    ----------
+    store
+        A path, an fsspec URL or a Zarr store.
+    progress
+        Show a bar on standard error.
+
+    Raises
+    ------
+    StoreNotFound
+        There is nothing.
+    UnsupportedFormat
+        It is no population, or one of another version.
+    """
+    location = Location.of(store, create=False)
+    verifier = _Verifier(location)
+    try:
+        root = read_root(location)
+    except (StoreNotFound, UnsupportedFormat):
+        raise
+    except StoreError as error:  # without the root nothing else can be judged
+        verifier.note(error)
+        return verifier.report(models=0)
+    headers, errors = read_models(location)
+    verifier.attempt(lambda: check_group(location, "models"))
+    for key, fault in errors.items():
+        verifier.note(fault, model=key)
+    for name in root.models or ():
+        if name not in headers:
+            verifier.note(
+                IncompleteCapture(
+                    f"Expected model {name!r}, which was never captured. "
+                    "Capture again with resume=True."
+                ),
+                model=name,
+            )
+    verifier.check(root, headers, progress=progress)
+    return verifier.report(models=len(headers))
+
+
+@dataclass(slots=True)
+class _Verifier:
+    """Collects what is right and what is wrong."""
+
+    location: Location
+    problems: list[Problem] = field(default_factory=list)
+    blocks: int = 0
+    bytes: int = 0
+
+    def report(self, *, models: int) -> VerifyReport:
+        return VerifyReport(
+            str(self.location), models, self.blocks, self.bytes, tuple(self.problems)
+        )
+
+    def note(
+        self,
+        error: StoreError,
+        *,
+        model: str | None = None,
+        array: str | None = None,
+        block: int | None = None,
+    ) -> None:
+        kind: ProblemKind = "unreadable"
+        if isinstance(error, IncompleteCapture):
+            kind = "incomplete"
+        elif isinstance(error, CorruptBlock):
+            kind = "damaged"
+        elif isinstance(error, UnsupportedFormat):
+            kind = "format"
+        self.problems.append(Problem(model, array, block, kind, str(error)))
+
+    def attempt(
+        self, check: Callable[[], object], *, model: str | None = None, array: str | None = None
+    ) -> bool:
+        """Run a check, note what it raises, and return whether it passed."""
+        try:
+            check()
+        except StoreError as error:
+            self.note(error, model=model, array=array)
+            return False
+        return True
+
+    def check(self, root: Root, headers: dict[str, ModelHeader], *, progress: bool) -> None:
+        try:
+            header = read_header(self.location, root.inputs_hash)
+        except StoreError as error:  # without it no array's length is known
+            self.note(error)
+            return
+        arrays: list[tuple[ArrayReader, ModelHeader | None]] = [*self._input_arrays(header)]
+        for model in headers.values():
+            arrays += self._model_arrays(model, header, root.inputs_hash)
+        total = sum(reader.blocks for reader, _ in arrays)
+        with tqdm(total=total, unit="block", file=sys.stderr, disable=not progress) as bar:
+            for reader, owner in arrays:
+                self._check_array(reader, owner, on_block=bar.update)
+        if not any(problem.array in _paths(header) for problem in self.problems):
+            # every block of the inputs is whole; now whether they agree with each other
+            self.attempt(lambda: read_inputs(self.location, header))
+
+    def _input_arrays(self, header: InputsHeader) -> Iterator[tuple[ArrayReader, None]]:
+        for name, layout in header.layouts.items():
+            try:
+                yield input_reader(self.location, header, name), None
+            except StoreError as error:
+                self.note(error, array=layout.path)
+
+    def _model_arrays(
+        self, model: ModelHeader, header: InputsHeader, inputs_hash: str
+    ) -> Iterator[tuple[ArrayReader, ModelHeader]]:
+        if not model.complete:
+            self.note(
+                IncompleteCapture(
+                    f"Model {model.id!r} was not captured to the end. "
+                    "Capture again with resume=True."
+                ),
+                model=model.id,
+            )
+        for folder in ("states", "outputs"):
+            path = f"{model_path(model.id)}/{folder}"
+            if model.complete or self.location.get(f"{path}/zarr.json") is not None:
+                self.attempt(partial(check_group, self.location, path), model=model.id)
+        sizes = {"samples": header.samples, "rows": header.rows}
+        layouts = {
+            f"site {site!r} of model {model.id!r}": layout
+            for site, layout in site_layouts(model.id, model.spec, **sizes).items()
+        }
+        output = output_layout(model.id, model.spec, **sizes)
+        layouts[f"the output of model {model.id!r}"] = output
+        for where, layout in layouts.items():
+            if not model.complete and self.location.get(f"{layout.path}/zarr.json") is None:
+                continue  # not begun: said already
+            try:
+                yield (
+                    ArrayReader(
+                        self.location,
+                        layout,
+                        where,
+                        model_hash=model.model_hash,
+                        inputs_hash=inputs_hash,
+                    ),
+                    model,
+                )
+            except StoreError as error:
+                self.note(error, model=model.id, array=layout.path)
+
+    def _check_array(
+        self, reader: ArrayReader, model: ModelHeader | None, *, on_block: Callable[[], object]
+    ) -> None:
+        path, blocks = reader.layout.path, reader.blocks
+        name = None if model is None else model.id
+        chunks = {c: _block_number(c) for c in self._children(f"{path}/c")}
+        records = {c: _block_number(c) for c in self._children(f"{path}/commits", ".json")}
+        for block in sorted({n for n in records.values() if n is not None and n < blocks}):
+            try:
+                for _, data in reader.fetch([block]):
+                    self.blocks += 1
+                    self.bytes += data.size
+            except StoreError as error:
+                self.note(error, model=name, array=path, block=block)
+            on_block()
+        if model is None or model.complete:  # what another model lacks was said once
+            self._note_missing(reader, name, set(records.values()))
+        for folder, found in (("c", chunks), ("commits", records)):
+            for child, number in found.items():
+                if number is None or number >= blocks:
+                    message = (
+                        f"Expected blocks 0 to {blocks - 1}, found {path}/{folder}/{child}, "
+                        "which belongs to none of them. It is never read; delete it."
+                    )
+                    self.problems.append(Problem(name, path, None, "unexpected", message))
+
+    def _children(self, folder: str, suffix: str = "") -> list[str]:
+        names = self.location.children(folder)
+        return [name.removesuffix(suffix) for name in names if not _LEFTOVER.fullmatch(name)]
+
+    def _note_missing(
+        self, reader: ArrayReader, model: str | None, committed: set[int | None]
+    ) -> None:
+        """Name the blocks without a record, the first ones singly: their number is unchecked."""
+        missing = reader.blocks - sum(n is not None and n < reader.blocks for n in committed)
+        absent = (block for block in range(reader.blocks) if block not in committed)
+        for block in itertools.islice(absent, _NAMED):
+            try:
+                next(reader.fetch([block]))
+            except StoreError as error:
+                self.note(error, model=model, array=reader.layout.path, block=block)
+        if missing > _NAMED:
+            message = f"{missing - _NAMED} more blocks of {reader.layout.path} were not committed."
+            self.problems.append(Problem(model, reader.layout.path, None, "incomplete", message))
+
+
+def _block_number(name: str) -> int | None:
+    """Return the number of the block whose data or record is stored under this name."""
+    return int(name) if re.fullmatch(r"0|[1-9][0-9]{0,17}", name) else None
+
+
+def _paths(header: InputsHeader) -> set[str | None]:
+    return {layout.path for layout in header.layouts.values()}

@@ -1,0 +1,113 @@
+"""Everything that decides a fit, beside the population."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dynamo_plugin.errors import InvalidConfig, suggest
+from dynamo_plugin.types import JSON
+
+__all__ = ["FitConfig"]
+
+
+@dataclass(frozen=True, slots=True)
+class FitConfig:
+    """The settings of one fit; with a population, it determines the result."""
+
+    family: str = "gru"
+    """Registered name of the meta-model family."""
+    family_options: Mapping[str, JSON] = field(default_factory=dict)
+    """Keyword arguments of the family, for example {"units": 256}."""
+    embedding_dim: int = 16
+    """Length of theta."""
+    sites: tuple[str, ...] | None = None
+    """Sites whose states are joined, unit by unit, into the hidden state; None for all."""
+    hidden_loss: str = "l2"
+    """Registered name of d_h."""
+    hidden_scale: Literal["variance", "none"] = "variance"
+    """`variance`: the hidden loss of a model is in units of the standard deviation of its states,
+    so that every model counts alike whatever the size of its states. `none`: as recorded."""
+    output_loss: str | Mapping[str, str] | None = None
+    """Registered name of d_y, or one per output group; None: `kl` where a sequence has one output
+    of at least two entries, taken as logits, and `mse` elsewhere."""
+    output_weight: float = 1.0
+    """The weight lambda of the output loss."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Sequences per step; every model of the step sees all of them."""
+    models_per_step: int | None = None
+    """Models per step, drawn without replacement; None for all."""
+    learning_rate: float = 5e-3
+    """Peak rate of Adam for the meta-model and the state maps."""
+    theta_learning_rate: float | None = None
+    """Peak rate for the thetas; None for learning_rate."""
+    theta_decay: float = 1e-2
+    """Adds theta_decay / 2 |theta_n|^2 to the loss of model n."""
+    theta_std: float = 0.01
+    """Standard deviation of the initial thetas. At 1 they keep their random places."""
+    warmup: int = 10
+    """Steps of linear warm-up; a cosine to zero follows."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    held_out: float = 0.2
+    """Share of the samples kept aside; every reported figure is computed on them."""
+    seed: int = 0
+    """Decides the split, the initial values and the order of the batches."""
+
+    def __post_init__(self) -> None:
+        for name in ("embedding_dim", "steps", "batch_size"):
+            self._require(name, getattr(self, name) >= 1, "at least 1")
+        if self.models_per_step is not None:
+            self._require("models_per_step", self.models_per_step >= 1, "at least 1, or None")
+        for name in ("learning_rate", "clip", "theta_std"):
+            self._require(name, getattr(self, name) > 0, "above 0")
+        for name in ("output_weight", "theta_decay", "warmup"):
+            self._require(name, getattr(self, name) >= 0, "at least 0")
+        if self.theta_learning_rate is not None:
+            self._require("theta_learning_rate", self.theta_learning_rate > 0, "above 0, or None")
+        self._require("held_out", 0 < self.held_out < 1, "between 0 and 1")
+        self._require(
+            "hidden_scale", self.hidden_scale in ("variance", "none"), "'variance' or 'none'"
+        )
+        # Copies, so that what the caller does to his own mappings later changes nothing here.
+        object.__setattr__(self, "family_options", dict(self.family_options))
+        if isinstance(self.output_loss, Mapping):
+            object.__setattr__(self, "output_loss", dict(self.output_loss))
+        if self.sites is not None:
+            object.__setattr__(self, "sites", tuple(self.sites))
+
+    def _require(self, name: str, holds: bool, expected: str) -> None:  # noqa: FBT001
+        if not holds:
+            raise InvalidConfig(f"{name} must be {expected}, got {getattr(self, name)!r}.")
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return plain JSON values, one per field."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        values["family_options"] = dict(self.family_options)
+        if isinstance(self.output_loss, Mapping):
+            values["output_loss"] = dict(self.output_loss)
+        if self.sites is not None:
+            values["sites"] = list(self.sites)
+        return values
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> FitConfig:
+        """Build from keyword arguments; a misspelled name is an error that suggests.
+
+        >>> FitConfig.from_options({"step": 10})
+        Traceback (most recent call last):
+            ...
+        dynamo_plugin.errors.InvalidConfig: Unknown setting 'step'. Did you mean 'steps'? ...
+        """
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in options:
+            if name not in known:
+                raise InvalidConfig(f"Unknown setting {name!r}. {suggest(name, known)}")
+        try:
+            return cls(**options)
+        except TypeError as error:
+            raise InvalidConfig(f"A setting has the wrong type: {error}.") from error

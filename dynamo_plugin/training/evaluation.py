@@ -1,0 +1,173 @@
+"""How well a meta-model emulates each base model, on samples of one's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynamo_plugin.metamodels import AffineStateMaps
+from dynamo_plugin.registry import get_registry
+from dynamo_plugin.registry.interfaces import MetaModel
+from dynamo_plugin.training.targets import Targets
+from dynamo_plugin.types import OutputSpec
+
+__all__ = ["Evaluation", "compares_decisions", "evaluate"]
+
+ROWS_PER_BATCH = 2048
+"""Model-sample pairs that run at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Agreement of every base model with its emulation."""
+
+    hidden_r2: Tensor
+    """(model,) float64: 1 - sum |h - V(h~)|^2 / sum |h - mean h|^2 over steps and units."""
+    output_agreement: Tensor
+    """(model,) float64. Logits: share of outputs where base model and emulation decide alike.
+    Real outputs: the coefficient of determination of the emulated outputs."""
+
+
+def compares_decisions(output_loss: str) -> bool:
+    """Return whether outputs under this loss are logits, of which decisions are compared.
+
+    Parameters
+    ----------
+    output_loss
+        Registered name of an output loss; its attribute `domain` is `logits` if so.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such loss.
+    """
+    return get_registry().registration("loss", output_loss).attributes.get("domain") == "logits"
+
+
+@torch.no_grad()
+def evaluate(
+    meta_model: MetaModel,
+    state_maps: AffineStateMaps,
+    thetas: Tensor,
+    targets: Targets,
+    samples: Tensor,
+    *,
+    decisions: Mapping[str, bool],
+) -> Evaluation:
+    """Run every theta on some samples and compare with what the base models did.
+
+    Parameters
+    ----------
+    meta_model, state_maps
+        The fitted networks.
+    thetas
+        (model, embedding_dim), in the order of the targets' population.
+    targets
+        Reads the stored states and outputs.
+    samples
+        (sample,) int64 indices on the CPU.
+    decisions
+        Output group to whether its outputs are logits, whose decisions are compared, or real
+        numbers.
+
+    Returns
+    -------
+    Evaluation
+        Sums over samples are kept in float64.
+    """
+    outputs = {output.group: output for output in meta_model.spec.outputs}
+    hidden = _Residuals(len(thetas), max(state_maps.units))
+    real = {
+        group: _Residuals(len(thetas), _size(spec))
+        for group, spec in outputs.items()
+        if not decisions[group]
+    }
+    agree = torch.zeros(len(thetas), dtype=torch.float64)
+    decided = torch.zeros(len(thetas), dtype=torch.float64)
+    for models in torch.arange(len(thetas)).split(64):
+        for chunk in samples.split(max(ROWS_PER_BATCH // len(models), 1)):
+            batch = targets.batch(models, chunk)
+            here = models.to(thetas.device)
+            trajectory = meta_model(
+                batch.inputs[None], thetas[here][:, None], batch.lengths[None]
+            )
+            time = torch.arange(batch.states.shape[2], device=batch.states.device)
+            steps = time < batch.lengths[:, None]
+            mapped = state_maps(trajectory.states["hidden"], here)
+            units = state_maps.real_units[here].view(len(models), 1, 1, -1)
+            hidden.add(
+                models, state_maps.normalise(batch.states, here), mapped, steps[None, ..., None] & units
+            )
+            for group, (positions, target) in batch.outputs.items():
+                emulated = trajectory.outputs[group][positions]
+                if outputs[group].axis == "time":
+                    emulated, mask = emulated.flatten(3), steps
+                else:
+                    emulated, mask = emulated.flatten(2)[:, :, None], torch.ones_like(steps[:, :1])
+                rows = models[positions.cpu()]
+                if decisions[group]:
+                    same = (_decide(emulated) == _decide(target)) & mask
+                    agree[rows] += same.sum((1, 2)).double().cpu()
+                    decided[rows] += float(mask.sum())
+                else:
+                    real[group].add(rows, target, emulated, mask[None, ..., None])
+    agreement = agree / decided.clamp(min=1)
+    for residuals in real.values():
+        seen = residuals.count.sum(-1) > 0
+        agreement[seen] = residuals.r2()[seen]
+    return Evaluation(hidden.r2(), agreement)
+
+
+class _Residuals:
+    """Streams the sums that a coefficient of determination is made of, per model and unit."""
+
+    def __init__(self, models: int, units: int) -> None:
+        self.count = torch.zeros(models, units, dtype=torch.float64)
+        self.mean = torch.zeros(models, units, dtype=torch.float64)
+        self.total = torch.zeros(models, units, dtype=torch.float64)
+        self.residual = torch.zeros(models, units, dtype=torch.float64)
+
+    def add(self, models: Tensor, target: Tensor, prediction: Tensor, mask: Tensor) -> None:
+        """Join a batch: (model, sample, time, unit) values, of which those under mask count."""
+        target = target.double().cpu()
+        counted = mask.expand_as(target).cpu()
+        weight = counted.double()
+        count = weight.sum((1, 2))
+        mean = (target * weight).sum((1, 2)) / count.clamp(min=1)
+        deviation = ((target - mean[:, None, None]) * weight).square().sum((1, 2))
+        joined = (self.count[models] + count).clamp(min=1)
+        shift = mean - self.mean[models]
+        self.total[models] += deviation + shift.square() * self.count[models] * count / joined
+        self.mean[models] += shift * count / joined
+        self.count[models] += count
+        self.residual[models] += (
+            ((target - prediction.double().cpu()) * weight).square().sum((1, 2))
+        )
+
+    def r2(self) -> Tensor:
+        """Return (model,): 1 - residual / total, both summed over units.
+
+        A model whose target never changes is emulated perfectly (1) or not at all (0).
+        """
+        total, residual = self.total.sum(-1), self.residual.sum(-1)
+        constant = total <= 0
+        return torch.where(
+            constant, (residual <= 0).double(), 1 - residual / total.masked_fill(constant, 1.0)
+        )
+
+
+def _size(spec: OutputSpec) -> int:
+    size = 1
+    for extent in spec.shape:
+        size *= extent
+    return size
+
+
+def _decide(logits: Tensor) -> Tensor:
+    """Return the class that logits (..., class) choose; a single logit by its sign."""
+    if logits.shape[-1] == 1:
+        return logits.squeeze(-1) > 0
+    return logits.argmax(-1)

@@ -1,0 +1,296 @@
+"""Fits a meta-model, its thetas and its state maps to a population."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from dynamo_plugin.errors import DivergedFit, InvalidConfig, InvalidInput, suggest
+from dynamo_plugin.metamodels import AffineStateMaps
+from dynamo_plugin.registry import get_registry
+from dynamo_plugin.registry.interfaces import MetaModel
+from dynamo_plugin.store import Population
+from dynamo_plugin.training.config import FitConfig
+from dynamo_plugin.training.evaluation import compares_decisions, evaluate
+from dynamo_plugin.training.objective import Objective, OutputTerm
+from dynamo_plugin.training.sampler import draw_batches, split_samples
+from dynamo_plugin.training.targets import Targets
+from dynamo_plugin.types import OutputSpec
+
+__all__ = ["FittedModels", "choose_output_losses", "train"]
+
+HISTORY_ROWS = 25
+"""How often a fit looks at held-out samples and writes a line of history."""
+
+HISTORY_SAMPLES = 64
+"""Held-out samples of each such look; the figures of a finished fit use all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FittedModels:
+    """What training leaves."""
+
+    meta_model: MetaModel
+    state_maps: AffineStateMaps
+    thetas: Tensor
+    """(model, embedding_dim), detached, on the CPU."""
+    history: list[dict[str, float]]
+    """One row per look: step, losses since the last one, held-out figures, learning rate."""
+    training_samples: Tensor
+    """(sample,) int64 indices."""
+    held_out_samples: Tensor
+    """(sample,) int64 indices."""
+    config: FitConfig
+    """As given, with every None that stands for a default replaced by what was used."""
+
+
+def choose_output_losses(
+    outputs: tuple[OutputSpec, ...], chosen: object
+) -> dict[str, str]:
+    """Return the name of the output loss of every output group.
+
+    Parameters
+    ----------
+    outputs
+        The output groups.
+    chosen
+        One registered name for all, a mapping from group to name, or None for the default: `kl`
+        where a sequence has one output of at least two entries, `mse` elsewhere.
+    """
+    groups = [output.group for output in outputs]
+    if isinstance(chosen, str):
+        return dict.fromkeys(groups, chosen)
+    losses = {
+        output.group: "kl" if output.axis == "sample" and math.prod(output.shape) > 1 else "mse"
+        for output in outputs
+    }
+    if isinstance(chosen, dict):
+        for group in chosen:
+            if group not in losses:
+                raise InvalidConfig(
+                    f"output_loss names the output group {group!r}. {suggest(str(group), groups)}"
+                )
+        losses.update(chosen)
+    return losses
+
+
+def train(
+    population: Population, config: FitConfig, *, device: torch.device, progress: bool
+) -> FittedModels:
+    """Minimise the DYNAMO objective jointly over the meta-model, all thetas and all state maps.
+
+    Cotler et al. 2023 (arXiv:2302.14078), section 2.2 and Algorithm 1, with every model of a step
+    in one batched call.
+
+    Parameters
+    ----------
+    population
+        At least two complete models on at least two samples.
+    config
+        The settings; together with the population they determine the result on one machine.
+    device
+        Where to train.
+    progress
+        Whether to show a bar on stderr.
+
+    Raises
+    ------
+    InvalidInput
+        If there is too little to embed.
+    UnknownName
+        If the family or a loss is not registered.
+    DivergedFit
+        If the loss becomes NaN or infinite; names the step, the models and the samples.
+    """
+    if len(population.ids) < 2:
+        raise InvalidInput(
+            f"A model embedding compares networks: it needs at least 2, and this population has "
+            f"{len(population.ids)}. Capture more models into it."
+        )
+    training, held_out = split_samples(
+        len(population.sample_ids), held_out=config.held_out, seed=config.seed
+    )
+    targets = Targets(population, sites=config.sites, device=device)
+    objective, config = _build(population, targets, training, config)
+    objective.to(device)
+    optimiser, schedule = _optimiser(objective, config)
+    decisions = {group: term.logits for group, term in objective.outputs.items()}
+    watched = held_out[:HISTORY_SAMPLES]
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    batches = draw_batches(
+        training,
+        batch_size=config.batch_size,
+        models=len(population.ids),
+        models_per_step=config.models_per_step,
+        generator=generator,
+    )
+    history: list[dict[str, float]] = []
+    interval = max(config.steps // HISTORY_ROWS, 1)
+    sums = torch.zeros(2, device=device)
+    since = 0
+    last_thetas = objective.thetas.detach().clone()
+    bar = tqdm(
+        islice(batches, config.steps),
+        total=config.steps,
+        desc="fit",
+        unit="step",
+        disable=not progress,
+    )
+    for step, (models, samples) in enumerate(bar, start=1):
+        batch = targets.batch(models, samples)
+        here = models.to(device)
+        terms = objective(batch, here)
+        hidden, output = terms.hidden.mean(), terms.output.mean()
+        penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1).mean()
+        optimiser.zero_grad(set_to_none=True)
+        (hidden + config.output_weight * output + penalty).backward()
+        norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), config.clip)
+        if not torch.isfinite(norm):
+            raise _diverged(population, step, models, samples, terms.hidden + terms.output)
+        optimiser.step()
+        schedule.step()
+        sums += torch.stack([hidden.detach(), output.detach()])
+        since += 1
+        if step % interval == 0 or step == config.steps:
+            looked = evaluate(
+                objective.meta_model,
+                objective.state_maps,
+                objective.thetas,
+                targets,
+                watched,
+                decisions=decisions,
+            )
+            thetas = objective.thetas.detach()
+            mean_hidden, mean_output = (sums / since).tolist()
+            history.append(
+                {
+                    "step": step,
+                    "hidden_loss": mean_hidden,
+                    "output_loss": mean_output,
+                    "loss": mean_hidden + config.output_weight * mean_output,
+                    "held_out_hidden_r2": float(looked.hidden_r2.mean()),
+                    "held_out_output_agreement": float(looked.output_agreement.mean()),
+                    "theta_norm": float(thetas.norm(dim=1).mean()),
+                    "theta_movement": float((thetas - last_thetas).norm(dim=1).mean()),
+                    "learning_rate": schedule.get_last_lr()[0],
+                }
+            )
+            bar.set_postfix(
+                hidden=f"{mean_hidden:.3f}", R2=f"{history[-1]['held_out_hidden_r2']:.3f}"
+            )
+            last_thetas = thetas.clone()
+            sums.zero_()
+            since = 0
+    objective.requires_grad_(False).cpu().eval()  # noqa: FBT003
+    return FittedModels(
+        objective.meta_model,
+        objective.state_maps,
+        objective.thetas.detach(),
+        history,
+        training,
+        held_out,
+        config,
+    )
+
+
+def _build(
+    population: Population, targets: Targets, training: Tensor, config: FitConfig
+) -> tuple[Objective, FitConfig]:
+    """Make everything that is trained, with the initial values that the seed decides."""
+    registry = get_registry()
+    spec = population.population_spec
+    losses = choose_output_losses(spec.outputs, config.output_loss)
+    family = registry.load("meta_model", config.family)
+    hidden_loss = registry.load("loss", config.hidden_loss)
+    _require_role(config.hidden_loss, "hidden")
+    outputs = {}
+    for output in spec.outputs:
+        name = losses[output.group]
+        _require_role(name, "output")
+        logits = compares_decisions(name)
+        scale = 1.0
+        if not logits:
+            variance = targets.output_variance(output.group, training)
+            scale = math.sqrt(variance) if variance > 0 else 1.0
+        outputs[output.group] = OutputTerm(output, registry.load("loss", name), logits, scale)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            meta_model = family(spec, embedding_dim=config.embedding_dim, **config.family_options)
+        except TypeError as error:
+            raise InvalidConfig(
+                f"The family {config.family!r} does not take these options "
+                f"({dict(config.family_options)}): {error}."
+            ) from error
+        thetas = config.theta_std * torch.randn(len(population.ids), config.embedding_dim)
+        state_maps = AffineStateMaps(meta_model.units, targets.units)
+    mean, scales = targets.state_statistics(training)
+    state_maps.mean.copy_(mean)
+    if config.hidden_scale == "variance":
+        state_maps.scale.copy_(scales)
+    objective = Objective(
+        meta_model, state_maps, thetas, hidden_loss=hidden_loss, outputs=outputs
+    )
+    options = {k: v for k, v in meta_model.options().items() if k != "embedding_dim"}
+    return objective, replace(
+        config,
+        family_options=options,
+        output_loss=losses,
+        theta_learning_rate=config.theta_learning_rate or config.learning_rate,
+    )
+
+
+def _require_role(loss: str, role: str) -> None:
+    registration = get_registry().registration("loss", loss)
+    found = registration.attributes.get("role")
+    if found != role:
+        fitting = [
+            name
+            for name in get_registry().names("loss")
+            if get_registry().registration("loss", name).attributes.get("role") == role
+        ]
+        raise InvalidConfig(
+            f"{loss!r} is registered as a loss on {found}s and cannot be the {role} loss. "
+            f"{role.capitalize()} losses: {', '.join(fitting)}."
+        )
+
+
+def _optimiser(
+    objective: Objective, config: FitConfig
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    shared = [*objective.meta_model.parameters(), *objective.state_maps.parameters()]
+    optimiser = torch.optim.Adam(
+        [
+            {"params": shared, "lr": config.learning_rate},
+            {
+                "params": [objective.thetas],
+                "lr": config.theta_learning_rate or config.learning_rate,
+            },
+        ]
+    )
+
+    def rate(step: int) -> float:
+        if step < config.warmup:
+            return (step + 1) / (config.warmup + 1)
+        done = (step - config.warmup) / max(config.steps - config.warmup, 1)
+        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
+
+
+def _diverged(
+    population: Population, step: int, models: Tensor, samples: Tensor, losses: Tensor
+) -> DivergedFit:
+    broken = models[~torch.isfinite(losses.detach().cpu())].tolist()
+    names = [population.ids[model] for model in (broken or models.tolist())]
+    ids = [population.sample_ids[sample] for sample in samples[:4].tolist()]
+    return DivergedFit(
+        f"The loss or its gradient became NaN or infinite at step {step} (models "
+        f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}; samples {', '.join(ids)}"
+        f"{', ...' if len(samples) > 4 else ''}). Lower learning_rate, or verify the population."
+    )

@@ -1,0 +1,95 @@
+"""How a foreign model wants to be called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynamo_plugin.errors import CaptureError, DynamoError
+from dynamo_plugin.types import SequenceBatch
+
+__all__ = ["Call", "Forward", "lengths_parameter"]
+
+Forward = Callable[[Any, Tensor, Tensor], Any]
+"""Calls a model: takes the model, the values and the lengths; returns what the model returns."""
+
+_LENGTHS_NAMES = (
+    "lengths",
+    "length",
+    "seq_lens",
+    "seq_lengths",
+    "sequence_lengths",
+    "input_lengths",
+)
+
+
+def lengths_parameter(model: nn.Module) -> str | None:
+    """Return the name under which a model's forward takes the lengths, if it does.
+
+    >>> class Reader(nn.Module):
+    ...     def forward(self, values, seq_lens): ...
+    >>> lengths_parameter(Reader())
+    'seq_lens'
+    """
+    parameters = inspect.signature(model.forward).parameters
+    return next((name for name in _LENGTHS_NAMES if name in parameters), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One way of calling a model."""
+
+    forward: Forward | None
+    """The user's own way, which takes the place of the plain call."""
+    time_first: bool
+    """Whether the model wants (time, sample, ...) values."""
+
+    def __call__(self, model: nn.Module, batch: SequenceBatch) -> Any:
+        """Run the model on a batch.
+
+        Ids go to the device of the model; numbers also to the dtype of its parameters. Lengths
+        stay on the CPU, where `pack_padded_sequence` wants them.
+
+        Raises
+        ------
+        CaptureError
+            The model raised; says how it was called.
+        """
+        values = _moved(batch.values, model)
+        if self.time_first:
+            values = values.transpose(0, 1).contiguous()
+        name = lengths_parameter(model)
+        try:
+            if self.forward is not None:
+                return self.forward(model, values, batch.lengths)
+            if name is not None:
+                return model(values, **{name: batch.lengths})
+            return model(values)
+        except DynamoError:
+            raise
+        except Exception as error:
+            if self.forward is not None:
+                way = "forward(model, values, lengths)"
+            else:
+                way = "model(values)" if name is None else f"model(values, {name}=lengths)"
+            dtype = str(values.dtype).removeprefix("torch.")
+            raise CaptureError(
+                f"{type(model).__name__} raised {type(error).__name__}: {error}. It was called as "
+                f"{way} with values of shape {tuple(values.shape)} and dtype {dtype}. "
+                "Where it wants to be called differently, pass "
+                "forward=lambda model, values, lengths: ..."
+            ) from error
+
+
+def _moved(values: Tensor, model: nn.Module) -> Tensor:
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    if not values.is_floating_point():
+        return values.to(device)
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), values.dtype)
+    return values.to(device=device, dtype=dtype)

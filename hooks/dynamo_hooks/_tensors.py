@@ -1,0 +1,144 @@
+"""From what models return to tensors that a store can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from dynamo_plugin.errors import CaptureError, UnknownName, suggest
+
+__all__ = ["close", "copied", "dtype_name", "padded", "select_output", "storable"]
+
+_STORED = {torch.float16: "float16", torch.float32: "float32", torch.float64: "float64"}
+_OUTPUT_KEYS = ("logits", "output", "outputs")
+_TOLERANCE = {torch.float64: 1e-7, torch.float32: 5e-3}
+_HALF_TOLERANCE = 5e-2
+
+
+def copied(tensor: Tensor) -> Tensor:
+    """Return a detached copy, so that later in-place work of the model cannot reach it."""
+    return tensor.detach().clone()
+
+
+def storable(tensor: Tensor, name: str) -> Tensor:
+    """Return the tensor in a dtype that NumPy knows, without changing a value.
+
+    float16, float32 and float64 are kept; bfloat16 is widened to float32, which is exact.
+
+    Raises
+    ------
+    CaptureError
+        For any other dtype: expected floating numbers.
+    """
+    if tensor.dtype in _STORED:
+        return tensor
+    if tensor.dtype == torch.bfloat16:
+        return tensor.float()
+    raise CaptureError(
+        f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}; expected float16, "
+        "float32, float64 or bfloat16. Predicted labels cannot be compared smoothly: return the "
+        "logits instead, or choose another part of the result with output= or forward=."
+    )
+
+
+def dtype_name(tensor: Tensor) -> str:
+    """Return the NumPy name of a storable tensor's dtype.
+
+    >>> dtype_name(torch.zeros(1))
+    'float32'
+    """
+    return _STORED[tensor.dtype]
+
+
+def close(first: Tensor, second: Tensor) -> bool:
+    """Return whether two results agree up to rounding, relative to the largest entry.
+
+    Generous, because kernels differ between batch shapes and devices (TF32 on accelerators):
+    what it tells apart is the same computation from a different one.
+    """
+    if first.shape != second.shape or first.dtype != second.dtype:
+        return False
+    if first.numel() == 0:
+        return True
+    scale = float(torch.nan_to_num(first.abs(), nan=0.0, posinf=0.0).max())
+    tolerance = _TOLERANCE.get(first.dtype, _HALF_TOLERANCE) * max(scale, 1e-6)
+    return torch.allclose(first, second, rtol=0.0, atol=tolerance, equal_nan=True)
+
+
+def padded(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
+    """Return a packed sequence as (sample, time, ...) in the caller's sample order, and lengths."""
+    values, lengths = pad_packed_sequence(sequence, batch_first=True)
+    return values, lengths
+
+
+def select_output(result: Any, selector: str | int | None) -> Tensor | PackedSequence:
+    """Find the output tensor in what a model returned.
+
+    A tensor is itself; of a tuple or list the first floating tensor counts; of a mapping the
+    entry `logits`, `output` or `outputs`. A selector (key, attribute or index) overrides that.
+
+    Raises
+    ------
+    UnknownName
+        The selector names nothing in the result.
+    CaptureError
+        Nothing in the result is an output by these rules.
+    """
+    if selector is not None:
+        result = _selected(result, selector)
+    if isinstance(result, Tensor | PackedSequence):
+        return result
+    if selector is None and isinstance(result, Mapping):
+        for key in _OUTPUT_KEYS:
+            if isinstance(result.get(key), Tensor | PackedSequence):
+                found: Tensor | PackedSequence = result[key]
+                return found
+    elif isinstance(result, tuple | list):
+        for item in result:
+            if isinstance(item, PackedSequence) or (
+                isinstance(item, Tensor) and item.is_floating_point()
+            ):
+                return item
+    raise CaptureError(
+        f"the model returned {_described(result)}, in which no output was found. Expected a "
+        "tensor, a tuple or list with a floating tensor, or a mapping with one of the keys "
+        f"{', '.join(_OUTPUT_KEYS)}. Name the part that is the output with output= (a key or an "
+        "index), or return it from forward=."
+    )
+
+
+def _selected(result: Any, selector: str | int) -> Any:
+    if isinstance(selector, int):
+        if isinstance(result, tuple | list) and -len(result) <= selector < len(result):
+            return result[selector]
+        raise UnknownName(
+            f"output={selector} asks for an entry of a tuple or list; "
+            f"the model returned {_described(result)}."
+        )
+    if isinstance(result, Mapping):
+        if selector in result:
+            return result[selector]
+        known = [str(key) for key in result]
+    else:
+        if hasattr(result, selector):
+            return getattr(result, selector)
+        known = [name for name in getattr(result, "_fields", ()) if isinstance(name, str)]
+    raise UnknownName(
+        f"output={selector!r} is not part of what the model returned "
+        f"({_described(result)}). {suggest(selector, known)}"
+    )
+
+
+def _described(result: Any) -> str:
+    kind = type(result).__name__
+    if isinstance(result, Tensor):
+        return f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
+    if isinstance(result, Mapping):
+        return f"{kind} with keys {', '.join(map(str, result)) or '(none)'}"
+    if isinstance(result, tuple | list):
+        return f"{kind} of {', '.join(type(item).__name__ for item in result) or 'nothing'}"
+    return kind

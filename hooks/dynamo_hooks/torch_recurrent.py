@@ -1,0 +1,408 @@
+"""Adapter for modules that hold an `nn.RNN`, `nn.GRU` or `nn.LSTM`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, UnsupportedModel, suggest
+from dynamo_plugin.registry.interfaces import Adapter
+from dynamo_plugin.types import (
+    JSON,
+    OutputSpec,
+    RowAxis,
+    SequenceBatch,
+    SiteSpec,
+    Trajectory,
+    TrajectorySpec,
+)
+
+from ._calling import Call, Forward, lengths_parameter
+from ._evaluation import Firing, evaluation_mode, firings
+from ._probes import AxisRole, arranged, axis_roles, full_probe, probe_sizes, ragged_probe
+from ._recurrent_calls import checked_call, read_call
+from ._recurrent_layers import hidden_states, layer_names
+from ._tensors import close, copied, dtype_name, padded, select_output, storable
+
+__all__ = ["TorchRecurrentAdapter"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What one forward pass gave."""
+
+    states: dict[str, Tensor]
+    """Site name to (sample, time, units), in order of computation."""
+    output: Tensor
+    """As the model returned it."""
+
+
+class TorchRecurrentAdapter(Adapter):
+    """Record the hidden state of recurrent modules at every step.
+
+    The state is h, the one that the next layer sees; the cell state of an LSTM is not recorded.
+    A module that is called `rnn` in the model is the site `rnn`; its layers, where it stacks
+    several, are the sites `rnn.layer0`, `rnn.layer1`, ...; a model that is itself the recurrent
+    module is the site `rnn`, `gru` or `lstm`. Forward and reverse units of bidirectional modules
+    stand side by side, as in `torch.nn`.
+
+    Batches may arrive at the module padded or packed, sample or time first. Lengths are handed
+    to models whose forward has a parameter `lengths`, `length`, `seq_lens`, `seq_lengths`,
+    `sequence_lengths` or `input_lengths`, as int64 on the CPU.
+
+    Parameters
+    ----------
+    layers
+        Patterns (`fnmatch`) over the paths of recurrent modules; all that run by default.
+    forward
+        `forward(model, values, lengths)` calls the model in its own way.
+    output
+        Key, attribute or index of the output in what the model returns.
+
+    Examples
+    --------
+    >>> batch = SequenceBatch(torch.zeros(3, 5, 2), torch.tensor([5, 5, 5]))
+    >>> adapter = TorchRecurrentAdapter()
+    >>> network = nn.LSTM(2, 4, num_layers=2, batch_first=True)
+    >>> spec = adapter.describe(network, batch)
+    >>> [site.name for site in spec.sites], spec.output.axis
+    (['lstm.layer0', 'lstm.layer1'], 'time')
+    >>> adapter.record(network, batch, spec).states["lstm.layer0"].shape
+    torch.Size([3, 5, 4])
+    """
+
+    name = "torch_recurrent"
+
+    def __init__(
+        self,
+        *,
+        layers: Sequence[str] | None = None,
+        forward: Forward | None = None,
+        output: str | int | None = None,
+    ) -> None:
+        if isinstance(layers, str) or (layers is not None and not layers):
+            raise InvalidInput(
+                f"layers must be a sequence of at least one pattern, for example ['encoder.*']; "
+                f"got {layers!r}."
+            )
+        self.layers = None if layers is None else tuple(layers)
+        self.forward = forward
+        self.output = output
+
+    def supports(self, model: object) -> bool:
+        """Return whether the model is a module that holds an `nn.RNN`, `nn.GRU` or `nn.LSTM`.
+
+        A model compiled with `torch.compile` is read through the module that it wraps.
+        """
+        if not isinstance(model, nn.Module):
+            return False
+        model = _unwrapped(model)
+        return not isinstance(model, torch.jit.ScriptModule) and bool(_recurrent_modules(model))
+
+    def describe(self, model: Any, inputs: SequenceBatch) -> TrajectorySpec:
+        """Run the model on a few sequences and find out how it takes and returns them.
+
+        The runs use batches whose sample count differs from the number of steps, so that no
+        layout is ever guessed. `options` of the result holds `time_first` (the model takes
+        (time, sample, ...) values), `takes_lengths`, `ragged_batches` (sequences of different
+        lengths may share a batch: each gives what it gives alone), `modules` and `output_axes`.
+
+        Parameters
+        ----------
+        model
+            An `nn.Module`.
+        inputs
+            At least one sequence, of the kind that will be recorded.
+
+        Raises
+        ------
+        UnsupportedModel
+            The model is scripted, holds a compiled submodule or no recurrent module.
+        UnknownName
+            A pattern of `layers` matches no recurrent module, or `output` names nothing.
+        CaptureError
+            A recurrent module never runs, runs more than once per forward pass or on another
+            number of steps than the inputs have; the model raises, is not a function of its
+            inputs, or returns no readable output.
+        """
+        model = self._checked(model)
+        available = _recurrent_modules(model)
+        chosen = self._chosen(available)
+        time = int(inputs.lengths.max())
+        other_times = [time - 1] if time > 1 else []
+        other_times.append(time + 1)
+        samples, other_samples = probe_sizes([time, *other_times])
+        probe = full_probe(inputs, samples=samples, time=time)
+        with evaluation_mode(model):
+            call, modules, run = self._find_layout(model, available, chosen, probe)
+            self._check_repeatable(run, self._run(model, modules, call, probe))
+            second, size = self._second_run(
+                model, modules, call, inputs, other_samples, [*other_times, time]
+            )
+            roles = axis_roles(run.output, second.output, [(samples, time), size])
+            ragged = self._mixes_lengths(model, modules, call, probe, roles)
+        output = arranged(storable(run.output, "the output"), roles)
+        axis: RowAxis = "time" if "time" in roles else "sample"
+        units = int(output.shape[-1])
+        options: dict[str, JSON] = {
+            "time_first": call.time_first,
+            "takes_lengths": self._takes_lengths(model),
+            "ragged_batches": ragged,
+            "modules": list(modules),
+            "output_axes": list(roles),
+        }
+        return TrajectorySpec(
+            adapter=self.name,
+            sites=tuple(
+                SiteSpec(name, (int(state.shape[-1]),), dtype_name(state))
+                for name, state in run.states.items()
+            ),
+            output=OutputSpec(
+                group=f"output{units}" + ("-per-step" if axis == "time" else ""),
+                shape=(units,),
+                dtype=dtype_name(output),
+                axis=axis,
+            ),
+            options=options,
+        )
+
+    def record(self, model: Any, inputs: SequenceBatch, spec: TrajectorySpec) -> Trajectory:
+        """Run the model once and return copies of its hidden states and its output.
+
+        Parameters
+        ----------
+        model
+            The model that `spec` describes.
+        inputs
+            Sequences by decreasing length; of equal lengths unless the options of `spec` say
+            `ragged_batches`.
+        spec
+            What `describe` returned; the name of the output group may have been changed.
+
+        Raises
+        ------
+        CaptureError
+            The model does not behave as it did when it was described.
+        """
+        model = self._checked(model)
+        options: Mapping[str, Any] = spec.options
+        if not options["ragged_batches"] and bool((inputs.lengths != inputs.lengths[0]).any()):
+            raise CaptureError(
+                f"{type(model).__name__} cannot tell padding from data, and was given sequences "
+                f"of {int(inputs.lengths.min())} to {int(inputs.lengths.max())} steps in one "
+                "batch; record sequences of equal length together."
+            )
+        available = _recurrent_modules(model)
+        modules = {name: available[name] for name in options["modules"] if name in available}
+        call = Call(self.forward, time_first=bool(options["time_first"]))
+        with evaluation_mode(model):
+            run = self._run(model, modules, call, inputs)
+        output = arranged(storable(run.output, "the output"), options["output_axes"])
+        found = {name: (tuple(t.shape[2:]), dtype_name(t)) for name, t in run.states.items()}
+        expected = {site.name: (site.shape, site.dtype) for site in spec.sites}
+        if found != expected:
+            raise CaptureError(
+                f"expected the sites {expected} as they were described; got {found}. "
+                "The model changed in between."
+            )
+        leading: tuple[int, ...] = tuple(inputs.values.shape[:2])
+        wanted = (leading if spec.output.axis == "time" else leading[:1]) + spec.output.shape
+        if tuple(output.shape) != wanted or dtype_name(output) != spec.output.dtype:
+            raise CaptureError(
+                f"expected an output of shape {wanted} and dtype {spec.output.dtype}; got "
+                f"{tuple(output.shape)} and {dtype_name(output)}. Per-step outputs must have as "
+                "many steps as the padded inputs."
+            )
+        return Trajectory(
+            states=run.states, outputs={spec.output.group: output}, lengths=inputs.lengths.clone()
+        )
+
+    def _takes_lengths(self, model: nn.Module) -> bool:
+        return self.forward is not None or lengths_parameter(model) is not None
+
+    def _checked(self, given: object) -> nn.Module:
+        if not isinstance(given, nn.Module):
+            raise UnsupportedModel(
+                f"expected a torch.nn.Module with a recurrent module; got {type(given).__name__}."
+            )
+        model = _unwrapped(given)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                fault = "a ScriptModule, which runs without Python hooks"
+            elif hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
+                fault = "compiled, so that hooks inside it may not run"
+            else:
+                continue
+            place = f"submodule {name!r}" if name else type(model).__name__
+            raise UnsupportedModel(
+                f"{place} is {fault}. Give the plain module with the same weights."
+            )
+        if not _recurrent_modules(model):
+            raise UnsupportedModel(
+                f"{type(model).__name__} holds no nn.RNN, nn.GRU or nn.LSTM. Cells that a model "
+                "steps by hand are not recurrent modules."
+            )
+        return model
+
+    def _chosen(self, available: Mapping[str, nn.RNNBase]) -> list[str]:
+        if self.layers is None:
+            return list(available)
+        for pattern in self.layers:
+            if not any(fnmatchcase(name, pattern) for name in available):
+                raise UnknownName(
+                    f"layers: {pattern!r} matches no recurrent module. "
+                    f"{suggest(pattern, available)}"
+                )
+        return [
+            name for name in available if any(fnmatchcase(name, pattern) for pattern in self.layers)
+        ]
+
+    def _find_layout(
+        self,
+        model: nn.Module,
+        available: Mapping[str, nn.RNNBase],
+        chosen: Sequence[str],
+        probe: SequenceBatch,
+    ) -> tuple[Call, dict[str, nn.RNNBase], _Run]:
+        """Try (sample, time), then (time, sample); return what fits, and the modules that ran."""
+        faults: list[CaptureError] = []
+        for time_first in (False, True):
+            call = Call(self.forward, time_first=time_first)
+            try:
+                with firings(available, read_call) as fired:
+                    result = call(model, probe)
+                running = self._running(chosen, fired)
+                modules = {name: available[name] for name in running}
+                return call, modules, self._interpreted(result, fired, modules, call, probe)
+            except CaptureError as error:
+                faults.append(error)
+        if str(faults[0]) == str(faults[1]):
+            raise faults[0]
+        raise CaptureError(
+            f"{faults[0]} (Given (time, sample, ...) values instead: {faults[1]})"
+        ) from faults[0]
+
+    def _running(self, chosen: Sequence[str], fired: Mapping[str, Firing]) -> list[str]:
+        """Return the chosen modules that ran, in order of computation."""
+        silent = [name for name in chosen if name not in fired]
+        running = [name for name in fired if name in chosen]
+        if silent and (self.layers is not None or not running):
+            raise CaptureError(
+                f"recurrent module {', '.join(map(repr, silent))} did not run in the forward pass "
+                f"(those that did: {', '.join(map(repr, fired)) or 'none'}). Hooks see modules "
+                "that are called as module(...), not module.forward(...); choose with layers= "
+                "among those that run, or make the model run it with forward=."
+            )
+        return running
+
+    def _run(
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.RNNBase],
+        call: Call,
+        batch: SequenceBatch,
+    ) -> _Run:
+        with firings(modules, read_call) as fired:
+            result = call(model, batch)
+        return self._interpreted(result, fired, modules, call, batch)
+
+    def _interpreted(
+        self,
+        result: Any,
+        fired: Mapping[str, Firing],
+        modules: Mapping[str, nn.RNNBase],
+        call: Call,
+        batch: SequenceBatch,
+    ) -> _Run:
+        output = select_output(result, self.output)
+        if isinstance(output, PackedSequence):
+            output = padded(output)[0]
+            if call.time_first:
+                output = output.transpose(0, 1)
+        states: dict[str, Tensor] = {}
+        for name, module in modules.items():
+            captured = checked_call(name, fired.get(name), batch)
+            layers = hidden_states(module, captured, name, batch.lengths)
+            for site, state in zip(layer_names(name, module.num_layers), layers, strict=True):
+                states[site] = storable(state, f"the hidden state of {site!r}")
+        return _Run(states=states, output=copied(output))
+
+    def _second_run(
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.RNNBase],
+        call: Call,
+        inputs: SequenceBatch,
+        samples: int,
+        times: Sequence[int],
+    ) -> tuple[_Run, tuple[int, int]]:
+        """Run on another size, on another number of steps if the model can; return that size."""
+        for time in times[:-1]:
+            try:
+                probe = full_probe(inputs, samples=samples, time=time)
+                return self._run(model, modules, call, probe), (samples, time)
+            except CaptureError:
+                continue  # Some models take one number of steps only.
+        probe = full_probe(inputs, samples=samples, time=times[-1])
+        return self._run(model, modules, call, probe), (samples, times[-1])
+
+    def _check_repeatable(self, first: _Run, second: _Run) -> None:
+        pairs = [(name, first.states[name], second.states[name]) for name in first.states]
+        for name, before, after in [*pairs, ("the output", first.output, second.output)]:
+            if not close(before, after):
+                raise CaptureError(
+                    f"{name} differs between two runs on the same inputs. The model keeps a state "
+                    "between calls or draws random numbers in evaluation mode; give forward= that "
+                    "resets it first."
+                )
+
+    def _mixes_lengths(
+        self,
+        model: nn.Module,
+        modules: Mapping[str, nn.RNNBase],
+        call: Call,
+        probe: SequenceBatch,
+        roles: Sequence[AxisRole],
+    ) -> bool:
+        """Return whether padded sequences give what each gives alone, states and output."""
+        if not self._takes_lengths(model) or int(probe.lengths[0]) == 1:
+            return False
+        together, alone = ragged_probe(probe)
+        try:
+            mixed = self._run(model, modules, call, together)
+            for row, batch in enumerate(alone):
+                single = self._run(model, modules, call, batch)
+                real = int(batch.lengths[0])
+                kept = [
+                    (mixed.states[name][row : row + 1, :real], single.states[name])
+                    for name in single.states
+                ]
+                outputs = arranged(mixed.output, roles)[row : row + 1]
+                if "time" in roles:
+                    outputs = outputs[:, :real]
+                kept.append((outputs, arranged(single.output, roles)))
+                if not all(close(one, other) for one, other in kept):
+                    return False
+        except CaptureError:
+            return False
+        return True
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    inner = getattr(model, "_orig_mod", None)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _recurrent_modules(model: nn.Module) -> dict[str, nn.RNNBase]:
+    """Return site name to module; a model that is itself recurrent is named after its class."""
+    return {
+        name or type(module).__name__.lower(): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.RNNBase)
+    }

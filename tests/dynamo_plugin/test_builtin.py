@@ -1,0 +1,37 @@
+"""What the package itself registers."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from dynamo_plugin.registry import Registry
+
+REGISTRY = Registry.from_entry_points(plugins="builtin,hooks")
+
+
+def test_the_built_ins_are_all_there() -> None:
+    assert {item.plugin.name: item.plugin.state for item in REGISTRY.registrations()} == {
+        "builtin": "active",
+        "hooks": "active",
+    }
+    assert "gru" in REGISTRY.names("meta_model")
+    assert {"l2", "l1", "kl", "mse"} <= set(REGISTRY.names("loss"))
+    assert {"fidelity", "components", "clusters", "average"} <= set(REGISTRY.names("analysis"))
+    assert "torch_recurrent" in REGISTRY.names("adapter")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(item.kind, item.name) for item in REGISTRY.registrations()]
+)
+def test_every_built_in_loads_and_keeps_its_contract(kind: str, name: str) -> None:
+    from dynamo_plugin.registry.interfaces import Adapter, MetaModel
+
+    target = REGISTRY.load(kind, name)
+    assert REGISTRY.registration(kind, name).attributes["summary"]
+    if kind in ("adapter", "meta_model"):
+        assert issubclass(target, Adapter if kind == "adapter" else MetaModel)
+        assert not inspect.isabstract(target)
+    elif kind == "loss":
+        assert list(inspect.signature(target).parameters) == ["prediction", "target", "mask"]
