@@ -12,10 +12,13 @@ import pandas as pd
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-__all__ = ["TableResult", "plain", "plot_text", "style_figure"]
+__all__ = ["LONGEST_TICK", "TableResult", "plain", "plot_text", "style_figure"]
 
 LONGEST_TEXT = 80
-"""Characters of a name that a plot shows."""
+"""Characters of a name that a hover label shows."""
+
+LONGEST_TICK = 24
+"""Characters of a name that an axis shows."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,15 +52,15 @@ def plain(value: Any) -> Any:
     return None if value is pd.NA or value is pd.NaT else str(value)
 
 
-def plot_text(value: object) -> str:
+def plot_text(value: object, *, longest: int = LONGEST_TEXT) -> str:
     """Return text that Plotly shows as it is; Plotly reads HTML in every label.
 
     >>> plot_text("<b>bold</b>")
     '&lt;b&gt;bold&lt;/b&gt;'
     """
     text = " ".join(str(value).split())
-    if len(text) > LONGEST_TEXT:
-        text = text[: LONGEST_TEXT - 1] + "…"
+    if len(text) > longest:
+        text = text[: longest - 1] + "…"
     return html.escape(text, quote=False)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
+from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
 from dynamo_plugin.analyses._scores import TaskScore, align_targets
 from dynamo_plugin.analyses.labels import LabelSource, read_labels
 from dynamo_plugin.errors import InvalidInput, UnknownName, suggest
@@ -101,8 +101,9 @@ class AverageResult(TableResult):
                 hovertemplate="%{text}: %{y:.3f}<extra>centroid</extra>",
             )
         )
+        ticks = [plot_text(group, longest=LONGEST_TICK) for group in self.table["group"]]
         figure.update_xaxes(
-            tickmode="array", tickvals=places, ticktext=names, zeroline=False, automargin=True
+            tickmode="array", tickvals=places, ticktext=ticks, zeroline=False, automargin=True
         )
         kinds = " or ".join(sorted(set(self.table["score_kind"])))
         figure.update_yaxes(title={"text": f"{kinds} on {self.sample_count} samples"})

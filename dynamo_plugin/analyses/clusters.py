@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dynamo_plugin.analyses._agreement import (
     adjusted_rand,
@@ -42,8 +43,8 @@ class ClustersResult(TableResult):
     """k-means clusters of the models, and their agreement with labels; made by `clusters`.
 
     The table has one row per statistic: `statistic`, `value`, `p_value`, `null_mean` (the mean
-    over relabellings), of which the last two are None for `kmeans_silhouette`, which is not about
-    labels. With labels there are also `label_silhouette`, `neighbour_accuracy` and
+    over relabellings), of which the last two are missing for `kmeans_silhouette`, which is not
+    about labels. With labels there are also `label_silhouette`, `neighbour_accuracy` and
     `adjusted_rand`.
     """
 
@@ -230,7 +231,7 @@ def clusters(
                 strict=True,
             )
         ]
-    table = pd.DataFrame(rows).astype({"p_value": object, "null_mean": object})
+    table = pd.DataFrame(rows).astype({"p_value": "Float64", "null_mean": "Float64"})
     return ClustersResult(
         table,
         pd.DataFrame(assignments),
@@ -278,10 +279,12 @@ def _k_means(
             f"places; got {clusters}."
         )
     candidates = range(2, min(MOST_CLUSTERS, most) + 1) if clusters is None else (clusters,)
-    assigned = [
-        KMeans(count, n_init=10, random_state=seed).fit_predict(coordinates).astype(np.int64)
-        for count in candidates
-    ]
+    # One thread: on so few points, threads wait for each other far longer than they work.
+    with threadpool_limits(limits=1, user_api="openmp"):
+        assigned = [
+            KMeans(count, n_init=10, random_state=seed).fit_predict(coordinates).astype(np.int64)
+            for count in candidates
+        ]
     scores = [float(silhouette(distances, _members(codes))[0]) for codes in assigned]
     best = assigned[int(np.argmax(scores))]
     _, first, codes = np.unique(best, return_index=True, return_inverse=True)

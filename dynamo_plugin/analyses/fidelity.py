@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import pandas as pd
 import torch
 
-from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
+from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.training import Targets, compares_decisions, evaluate
 
@@ -77,10 +77,10 @@ class FidelityResult(TableResult):
         names = [plot_text(model) for model in ordered["model"]]
         rank = list(range(len(ordered)))
         figure = go.Figure()
-        for column, title, symbol in (
-            ("hidden_r2_mean_theta", "hidden R² at the mean theta", "line-ns-open"),
-            ("output_agreement", "output agreement", "diamond-open"),
-            ("hidden_r2", "hidden R²", "circle"),
+        for column, title, symbol, outline in (
+            ("hidden_r2_mean_theta", "hidden R² at the mean theta", "line-ns-open", 2),
+            ("output_agreement", "output agreement", "diamond-open", 1.5),
+            ("hidden_r2", "hidden R²", "circle", 0),
         ):
             figure.add_trace(
                 go.Scatter(
@@ -89,14 +89,15 @@ class FidelityResult(TableResult):
                     text=names,
                     name=title,
                     mode="markers",
-                    marker={"symbol": symbol, "size": 9},
+                    marker={"symbol": symbol, "size": 9, "line": {"width": outline}},
                     hovertemplate="%{text}<br>" + title + " %{x:.3f}<extra></extra>",
                 )
             )
         figure.add_vline(x=self.threshold, line={"dash": "dot", "width": 1})
         axis: dict[str, object] = {"title": {"text": "model"}, "showgrid": False, "zeroline": False}
         if len(names) <= 40:
-            axis |= {"tickmode": "array", "tickvals": rank, "ticktext": names, "title": None}
+            ticks = [plot_text(model, longest=LONGEST_TICK) for model in ordered["model"]]
+            axis |= {"tickmode": "array", "tickvals": rank, "ticktext": ticks, "title": None}
         figure.update_layout(
             yaxis=axis,
             xaxis={"title": {"text": f"agreement on {self.sample_count} samples"}},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -21,16 +21,16 @@ def command(
     ] = Path("embedding"),
     family: Annotated[str, typer.Option(help="Meta-model family.")] = "gru",
     embedding_dim: Annotated[int, typer.Option(help="Length of theta.")] = 16,
-    steps: Annotated[Optional[int], typer.Option(help="Optimiser steps.")] = None,
-    batch_size: Annotated[Optional[int], typer.Option(help="Sequences per step.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
     hidden_loss: Annotated[str, typer.Option(help="Distance between hidden states.")] = "l2",
     output_loss: Annotated[
-        Optional[str],
+        str | None,
         typer.Option(help="Divergence between outputs. [default: kl for logits, mse elsewhere]"),
     ] = None,
     output_weight: Annotated[float, typer.Option(help="Weight of the output loss.")] = 1.0,
     option: Annotated[
-        Optional[list[str]],
+        list[str] | None,
         typer.Option(
             "--set",
             metavar="NAME=VALUE",
@@ -39,7 +39,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides split, initial values and batches.")] = 0,
     device: Annotated[
-        Optional[str], typer.Option(help="Where to train. [default: an accelerator, if any]")
+        str | None, typer.Option(help="Where to train. [default: an accelerator, if any]")
     ] = None,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Leave out models whose capture stopped.")

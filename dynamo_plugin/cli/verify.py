@@ -49,9 +49,13 @@ def command(
 def _text(report: VerifyReport) -> str:
     """Return the report as lines: one per problem, then the sum."""
     lines = [f"{problem.kind}: {problem.message}" for problem in report.problems]
-    state = "ok" if report.ok else f"{len(report.problems)} problems"
+    state = "ok" if report.ok else _counted(len(report.problems), "problem")
     lines.append(
-        f"{report.location}: {state}; {report.models} models, {report.blocks} whole blocks, "
-        f"{report.bytes} bytes"
+        f"{report.location}: {state}; {_counted(report.models, 'model')}, "
+        f"{_counted(report.blocks, 'whole block')}, {report.bytes} bytes"
     )
     return "\n".join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

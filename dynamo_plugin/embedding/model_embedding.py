@@ -17,7 +17,7 @@ from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
 from dynamo_plugin.embedding.rendered import RenderedNetwork
-from dynamo_plugin.errors import InvalidInput, StoreError, StoreNotFound, UnknownName, suggest
+from dynamo_plugin.errors import InvalidInput, StoreNotFound, UnknownName, suggest
 from dynamo_plugin.metamodels import AffineStateMaps
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.store import Population, open_population
@@ -142,7 +142,7 @@ class ModelEmbedding:
         thetas = pd.DataFrame(
             self.thetas.numpy(), index=pd.Index(self.ids, name="model"), columns=columns
         )
-        return self.metadata.join(thetas, rsuffix="_metadata")
+        return pd.concat([self.metadata, thetas], axis=1)
 
     def distances(self, kind: Literal["theta", "functional"] = "theta") -> pd.DataFrame:
         """Return the distance between every two models.
@@ -222,7 +222,11 @@ class ModelEmbedding:
 
     def with_population(self, population: Population) -> ModelEmbedding:
         """Return this embedding with another copy of its population."""
-        bound = dataclasses.replace(self, bound_population=population)
+        bound = dataclasses.replace(
+            self,
+            bound_population=population,
+            provenance=dataclasses.replace(self.provenance, population=population.location),
+        )
         _ = bound.population  # raises if it is another one
         return bound
 

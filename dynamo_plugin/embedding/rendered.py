@@ -34,6 +34,8 @@ class RenderedNetwork(nn.Module):
     """
 
     theta: Tensor
+    state_map_matrix: Tensor | None
+    state_map_offset: Tensor | None
 
     def __init__(
         self,
@@ -116,8 +118,7 @@ class RenderedNetwork(nn.Module):
             theta = self.theta if self.theta.ndim == 1 else self.theta.unsqueeze(1)
         if theta.shape[-1:] != (self.meta_model.embedding_dim,):
             raise InvalidInput(
-                f"Expected theta (..., {self.meta_model.embedding_dim}), got "
-                f"{tuple(theta.shape)}."
+                f"Expected theta (..., {self.meta_model.embedding_dim}), got {tuple(theta.shape)}."
             )
         try:
             torch.broadcast_shapes(theta.shape[:-1], (samples,))
@@ -147,7 +148,7 @@ class RenderedNetwork(nn.Module):
         InvalidInput
             If this network was rendered from a theta and not from a model's id.
         """
-        if self.state_map_matrix is None:
+        if self.state_map_matrix is None or self.state_map_offset is None:
             raise InvalidInput(
                 "This network was rendered from a theta: only a base model has a state map. "
                 "Render the id of a model, or use trajectory(inputs).states['hidden']."

@@ -38,9 +38,7 @@ DOCUMENT: Final = "embedding.json"
 TENSORS: Final = "tensors.safetensors"
 
 
-def save_embedding(
-    embedding: ModelEmbedding, path: str | Path, *, overwrite: bool = False
-) -> Path:
+def save_embedding(embedding: ModelEmbedding, path: str | Path, *, overwrite: bool = False) -> Path:
     """Write an embedding into a folder.
 
     The folder holds `embedding.json` (ids, metadata, configuration, history, provenance) and
@@ -126,9 +124,7 @@ def require_writable(path: str | Path, *, overwrite: bool) -> Path:
     return target
 
 
-def load_embedding(
-    path: str | Path, *, population: Population | None = None
-) -> ModelEmbedding:
+def load_embedding(path: str | Path, *, population: Population | None = None) -> ModelEmbedding:
     """Read an embedding from its folder. Runs no code that the folder names.
 
     Parameters

@@ -39,6 +39,8 @@ class AffineStateMaps(nn.Module):
     """(model, max units) buffer."""
     scale: Tensor
     """(model,) buffer."""
+    real_units: Tensor
+    """(model, max units) boolean buffer: which units exist."""
 
     def __init__(self, source_units: int, units: Sequence[int]) -> None:
         super().__init__()
@@ -71,12 +73,13 @@ class AffineStateMaps(nn.Module):
             (model, sample, time, max units), in units of `scale` around `mean`; zero past a
             model's own units.
         """
-        mapped = torch.baddbmm(
+        flat = torch.baddbmm(
             self.bias[models].unsqueeze(1),
             states.flatten(1, 2),
             self.weight[models].transpose(1, 2),
         )
-        return mapped.unflatten(1, states.shape[1:3])
+        mapped: Tensor = flat.unflatten(1, states.shape[1:3])
+        return mapped
 
     def normalise(self, base_states: Tensor, models: Tensor) -> Tensor:
         """Express padded base states (model, ..., max units) in units of scale around mean."""

@@ -90,9 +90,9 @@ def _table_rows(table: pd.DataFrame, ids: Sequence[str]) -> dict[str, dict[str, 
 def _as_json(value: Any, where: str) -> JSON:
     if value is None or value is pd.NA or value is pd.NaT:
         return None
-    if isinstance(value, np.generic | np.ndarray) and not isinstance(
-        value, np.datetime64 | np.timedelta64
-    ):
+    if isinstance(value, np.datetime64):
+        return None if np.isnat(value) else str(value)
+    if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
     if isinstance(value, bool | int | str):
         return value

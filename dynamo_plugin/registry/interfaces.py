@@ -42,6 +42,9 @@ class Adapter(abc.ABC):
     def describe(self, model: Any, inputs: SequenceBatch) -> TrajectorySpec:
         """Run the model on a few samples and say what `record` will return.
 
+        The recorder puts sequences of different lengths into one batch only where the option
+        `ragged_batches` of the result is true: padding must then not change what is recorded.
+
         Raises `UnsupportedModel` or `CaptureError`, naming the site, where it cannot.
         """
 
@@ -63,6 +66,7 @@ class MetaModel(nn.Module, abc.ABC):
 
     spec: PopulationSpec
     """What it was built for."""
+    spec: PopulationSpec
     embedding_dim: int
     units: int
     """Width of the hidden state, the source space of the state maps."""

@@ -10,6 +10,7 @@ import numpy as np
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store._commits import commit
 from dynamo_plugin.store._documents import ArrayLayout, array_document, canonical
+from dynamo_plugin.store._text import encode_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -133,11 +134,6 @@ def write_text(
     location.set(f"{layout.path}/zarr.json", canonical(array_document(layout, chunk_rows)))
     for block, start in enumerate(range(0, len(values), chunk_rows)):
         part = values[start : start + chunk_rows]
-        pieces = [struct.pack("<I", chunk_rows)]
-        for text in part:
-            encoded = text.encode("utf-8")
-            pieces += (struct.pack("<I", len(encoded)), encoded)
-        pieces.append(bytes(4 * (chunk_rows - len(part))))  # padding: empty strings
-        data = b"".join(pieces)
+        data = encode_text(part, chunk_rows)
         rows = (start, start + len(part))
         commit(location, layout, data, block, rows, model_hash=None, inputs_hash=inputs_hash)

@@ -63,9 +63,13 @@ class Location:
             Not something that names a store, or a URL of an unknown or missing protocol.
         """
         if isinstance(store, StorePath):
-            return cls(store.store, store.path.strip("/"), str(store))
+            return cls._opened(store.store, store.path.strip("/"), str(store), create=create)
         if isinstance(store, Store):
-            return cls(store, "", str(store))
+            return cls._opened(store, "", str(store), create=create)
+        if isinstance(store, str) and store.startswith(("file://", "local://")):
+            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+            return cls._local(Path(url_to_fs(store)[1]), create=create)
         if isinstance(store, str) and ("://" in store or "::" in store):
             try:
                 return cls(FsspecStore.from_url(store, read_only=not create), "", store)
@@ -85,6 +89,16 @@ class Location:
             "Expected a path, an fsspec URL or a Zarr store to hold the population, "
             f"got {type(store).__name__}."
         )
+
+    @classmethod
+    def _opened(cls, store: Store, path: str, label: str, *, create: bool) -> Location:
+        """Open a store that the caller made."""
+        if create and store.read_only:
+            raise InvalidInput(f"Expected a store that can be written, but {label} is read-only.")
+        if not create and isinstance(store, LocalStore) and not store.root.is_dir():
+            raise StoreNotFound(f"Expected a population, but {store.root} does not exist.")
+        sync(StorePath.open(store, path))
+        return cls(store, path, label)
 
     @classmethod
     def _local(cls, path: Path, *, create: bool) -> Location:
@@ -190,12 +204,21 @@ class Location:
             sync(self._store.set(self._full(key), buffer))
 
     def children(self, folder: str) -> list[str]:
-        """Return the names of what lies directly in a folder, sorted; empty if it is not there."""
+        """Return the names of what lies directly in a folder, sorted; empty if it is not there.
+
+        Raises
+        ------
+        StoreError
+            The store cannot be listed.
+        """
 
         async def collect() -> list[str]:
             return [name async for name in self._store.list_dir(self._full(folder))]
 
-        return sorted({name.strip("/") for name in sync(collect())} - {""})
+        try:
+            return sorted({name.strip("/") for name in sync(collect())} - {""})
+        except (OSError, NotImplementedError) as error:
+            raise StoreError(f"Cannot list {folder or 'the root'} of {self}: {error!r}") from error
 
     def delete(self, folder: str) -> None:
         """Remove a folder and all in it; nothing happens if it is not there."""

@@ -35,16 +35,16 @@ def decode_text(data: bytes, count: int) -> list[str]:
     >>> decode_text(b"\\x01\\x00\\x00\\x00\\x02\\x00\\x00\\x00hi", 1)
     ['hi']
     """
-    if struct.unpack_from("<I", data, 0)[0] != count:
-        raise ValueError(f"expected {count} strings")
-    values, position = [], 4
-    for _ in range(count):
-        (length,) = struct.unpack_from("<I", data, position)
-        position += 4
-        if position + length > len(data):
-            raise ValueError("a string runs past the end")
-        values.append(data[position : position + length].decode("utf-8"))
-        position += length
-    if position != len(data):
-        raise ValueError("bytes follow the last string")
+    values: list[str] = []
+    position = 4
+    try:
+        (stored,) = struct.unpack_from("<I", data, 0)
+        for _ in range(count):
+            (length,) = struct.unpack_from("<I", data, position)
+            position += 4 + length
+            values.append(data[position - length : position].decode("utf-8"))
+    except struct.error as error:
+        raise ValueError(f"expected {count} strings, the bytes end after {len(values)}") from error
+    if stored != count or position != len(data):
+        raise ValueError(f"expected {count} strings in {len(data)} bytes")
     return values

@@ -126,7 +126,11 @@ def verify_population(store: StoreLike, *, progress: bool = False) -> VerifyRepo
     except StoreError as error:  # without the root nothing else can be judged
         verifier.note(error)
         return verifier.report(models=0)
-    headers, errors = read_models(location)
+    try:
+        headers, errors = read_models(location)
+    except StoreError as error:  # the storage failed, not a description
+        verifier.note(error)
+        return verifier.report(models=0)
     verifier.attempt(lambda: check_group(location, "models"))
     for key, fault in errors.items():
         verifier.note(fault, model=key)
@@ -176,14 +180,12 @@ class _Verifier:
 
     def attempt(
         self, check: Callable[[], object], *, model: str | None = None, array: str | None = None
-    ) -> bool:
-        """Run a check, note what it raises, and return whether it passed."""
+    ) -> None:
+        """Run a check and note what it raises."""
         try:
             check()
         except StoreError as error:
             self.note(error, model=model, array=array)
-            return False
-        return True
 
     def check(self, root: Root, headers: dict[str, ModelHeader], *, progress: bool) -> None:
         try:
@@ -197,7 +199,11 @@ class _Verifier:
         total = sum(reader.blocks for reader, _ in arrays)
         with tqdm(total=total, unit="block", file=sys.stderr, disable=not progress) as bar:
             for reader, owner in arrays:
-                self._check_array(reader, owner, on_block=bar.update)
+                self.attempt(
+                    partial(self._check_array, reader, owner, on_block=bar.update),
+                    model=None if owner is None else owner.id,
+                    array=reader.layout.path,
+                )
         if not any(problem.array in _paths(header) for problem in self.problems):
             # every block of the inputs is whole; now whether they agree with each other
             self.attempt(lambda: read_inputs(self.location, header))
@@ -220,10 +226,9 @@ class _Verifier:
                 ),
                 model=model.id,
             )
-        for folder in ("states", "outputs"):
+        for folder in ("states", "outputs") if model.complete else ():
             path = f"{model_path(model.id)}/{folder}"
-            if model.complete or self.location.get(f"{path}/zarr.json") is not None:
-                self.attempt(partial(check_group, self.location, path), model=model.id)
+            self.attempt(partial(check_group, self.location, path), model=model.id)
         sizes = {"samples": header.samples, "rows": header.rows}
         layouts = {
             f"site {site!r} of model {model.id!r}": layout
@@ -232,9 +237,9 @@ class _Verifier:
         output = output_layout(model.id, model.spec, **sizes)
         layouts[f"the output of model {model.id!r}"] = output
         for where, layout in layouts.items():
-            if not model.complete and self.location.get(f"{layout.path}/zarr.json") is None:
-                continue  # not begun: said already
             try:
+                if not model.complete and self.location.get(f"{layout.path}/zarr.json") is None:
+                    continue  # not begun: said already
                 yield (
                     ArrayReader(
                         self.location,

@@ -91,15 +91,16 @@ def evaluate(
         for chunk in samples.split(max(ROWS_PER_BATCH // len(models), 1)):
             batch = targets.batch(models, chunk)
             here = models.to(thetas.device)
-            trajectory = meta_model(
-                batch.inputs[None], thetas[here][:, None], batch.lengths[None]
-            )
+            trajectory = meta_model(batch.inputs[None], thetas[here][:, None], batch.lengths[None])
             time = torch.arange(batch.states.shape[2], device=batch.states.device)
             steps = time < batch.lengths[:, None]
             mapped = state_maps(trajectory.states["hidden"], here)
             units = state_maps.real_units[here].view(len(models), 1, 1, -1)
             hidden.add(
-                models, state_maps.normalise(batch.states, here), mapped, steps[None, ..., None] & units
+                models,
+                state_maps.normalise(batch.states, here),
+                mapped,
+                steps[None, ..., None] & units,
             )
             for group, (positions, target) in batch.outputs.items():
                 emulated = trajectory.outputs[group][positions]

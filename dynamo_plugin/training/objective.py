@@ -100,7 +100,10 @@ class Objective(nn.Module):
             if term.spec.axis == "time":
                 emulated, mask = emulated.flatten(3), real_steps
             else:
-                emulated, mask = emulated.flatten(2).unsqueeze(2), torch.ones_like(real_steps[:, :, :1])
+                emulated, mask = (
+                    emulated.flatten(2).unsqueeze(2),
+                    torch.ones_like(real_steps[:, :, :1]),
+                )
             losses = term.loss(emulated / term.scale, target / term.scale, mask).mean(1)
             output = output.index_copy(0, positions, losses)
         return Terms(hidden, output)

@@ -85,7 +85,7 @@ class Targets:
         for index, model in enumerate(self.ids):
             self.groups.setdefault(population.output_group(model), []).append(index)
         self._axis = {o.group: o.axis for o in population.population_spec.outputs}
-        self._offsets = torch.from_numpy(np.asarray(population.offsets, dtype=np.int64))
+        self._offsets = torch.from_numpy(np.array(population.offsets, dtype=np.int64))
         rows = int(self._offsets[-1])
         in_memory = len(self.ids) * rows * max(self.units) * 4 <= IN_MEMORY_BYTES
         self._states = self._load_states() if in_memory else None
@@ -199,9 +199,7 @@ class Targets:
 
     def _read_states(self, model: int, samples: NDArray[np.int64] | None) -> NDArray[np.float32]:
         name = self.ids[model]
-        parts = [
-            self.population.states(name, site, samples=samples) for site in self.sites[name]
-        ]
+        parts = [self.population.states(name, site, samples=samples) for site in self.sites[name]]
         return np.concatenate(
             [part.reshape(len(part), -1).astype(np.float32, copy=False) for part in parts], axis=1
         )

@@ -49,9 +49,7 @@ class FittedModels:
     """As given, with every None that stands for a default replaced by what was used."""
 
 
-def choose_output_losses(
-    outputs: tuple[OutputSpec, ...], chosen: object
-) -> dict[str, str]:
+def choose_output_losses(outputs: tuple[OutputSpec, ...], chosen: object) -> dict[str, str]:
     """Return the name of the output loss of every output group.
 
     Parameters
@@ -177,7 +175,7 @@ def train(
                     "held_out_output_agreement": float(looked.output_agreement.mean()),
                     "theta_norm": float(thetas.norm(dim=1).mean()),
                     "theta_movement": float((thetas - last_thetas).norm(dim=1).mean()),
-                    "learning_rate": schedule.get_last_lr()[0],
+                    "learning_rate": float(schedule.get_last_lr()[0]),
                 }
             )
             bar.set_postfix(
@@ -233,9 +231,7 @@ def _build(
     state_maps.mean.copy_(mean)
     if config.hidden_scale == "variance":
         state_maps.scale.copy_(scales)
-    objective = Objective(
-        meta_model, state_maps, thetas, hidden_loss=hidden_loss, outputs=outputs
-    )
+    objective = Objective(meta_model, state_maps, thetas, hidden_loss=hidden_loss, outputs=outputs)
     options = {k: v for k, v in meta_model.options().items() if k != "embedding_dim"}
     return objective, replace(
         config,

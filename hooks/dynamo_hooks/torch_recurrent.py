@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import nn
 
 from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, UnsupportedModel, suggest
 from dynamo_plugin.registry.interfaces import Adapter
@@ -25,22 +23,12 @@ from dynamo_plugin.types import (
 
 from ._calling import Call, Forward, lengths_parameter
 from ._evaluation import Firing, evaluation_mode, firings
-from ._probes import AxisRole, arranged, axis_roles, full_probe, probe_sizes, ragged_probe
-from ._recurrent_calls import checked_call, read_call
-from ._recurrent_layers import hidden_states, layer_names
-from ._tensors import close, copied, dtype_name, padded, select_output, storable
+from ._probes import arranged, axis_roles, full_probe, probe_sizes
+from ._recurrent_calls import read_call
+from ._recurrent_reading import Reading, Run, check_repeatable, mixes_lengths, second_run
+from ._tensors import dtype_name, storable
 
 __all__ = ["TorchRecurrentAdapter"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """What one forward pass gave."""
-
-    states: dict[str, Tensor]
-    """Site name to (sample, time, units), in order of computation."""
-    output: Tensor
-    """As the model returned it."""
 
 
 class TorchRecurrentAdapter(Adapter):
@@ -140,21 +128,22 @@ class TorchRecurrentAdapter(Adapter):
         samples, other_samples = probe_sizes([time, *other_times])
         probe = full_probe(inputs, samples=samples, time=time)
         with evaluation_mode(model):
-            call, modules, run = self._find_layout(model, available, chosen, probe)
-            self._check_repeatable(run, self._run(model, modules, call, probe))
-            second, size = self._second_run(
-                model, modules, call, inputs, other_samples, [*other_times, time]
+            reading, run = self._find_layout(model, available, chosen, probe)
+            check_repeatable(reading, probe, run)
+            second, size = second_run(
+                reading, inputs, samples=other_samples, times=[*other_times, time]
             )
             roles = axis_roles(run.output, second.output, [(samples, time), size])
-            ragged = self._mixes_lengths(model, modules, call, probe, roles)
+            takes_lengths = self.forward is not None or lengths_parameter(model) is not None
+            ragged = takes_lengths and mixes_lengths(reading, probe, roles)
         output = arranged(storable(run.output, "the output"), roles)
         axis: RowAxis = "time" if "time" in roles else "sample"
         units = int(output.shape[-1])
         options: dict[str, JSON] = {
-            "time_first": call.time_first,
-            "takes_lengths": self._takes_lengths(model),
+            "time_first": reading.call.time_first,
+            "takes_lengths": takes_lengths,
             "ragged_batches": ragged,
-            "modules": list(modules),
+            "modules": list(reading.modules),
             "output_axes": list(roles),
         }
         return TrajectorySpec(
@@ -202,7 +191,7 @@ class TorchRecurrentAdapter(Adapter):
         modules = {name: available[name] for name in options["modules"] if name in available}
         call = Call(self.forward, time_first=bool(options["time_first"]))
         with evaluation_mode(model):
-            run = self._run(model, modules, call, inputs)
+            run = Reading(model, modules, call, self.output).run(inputs)
         output = arranged(storable(run.output, "the output"), options["output_axes"])
         found = {name: (tuple(t.shape[2:]), dtype_name(t)) for name, t in run.states.items()}
         expected = {site.name: (site.shape, site.dtype) for site in spec.sites}
@@ -222,9 +211,6 @@ class TorchRecurrentAdapter(Adapter):
         return Trajectory(
             states=run.states, outputs={spec.output.group: output}, lengths=inputs.lengths.clone()
         )
-
-    def _takes_lengths(self, model: nn.Module) -> bool:
-        return self.forward is not None or lengths_parameter(model) is not None
 
     def _checked(self, given: object) -> nn.Module:
         if not isinstance(given, nn.Module):
@@ -269,8 +255,8 @@ class TorchRecurrentAdapter(Adapter):
         available: Mapping[str, nn.RNNBase],
         chosen: Sequence[str],
         probe: SequenceBatch,
-    ) -> tuple[Call, dict[str, nn.RNNBase], _Run]:
-        """Try (sample, time), then (time, sample); return what fits, and the modules that ran."""
+    ) -> tuple[Reading, Run]:
+        """Try (sample, time), then (time, sample) inputs; return the reading that fits."""
         faults: list[CaptureError] = []
         for time_first in (False, True):
             call = Call(self.forward, time_first=time_first)
@@ -279,7 +265,8 @@ class TorchRecurrentAdapter(Adapter):
                     result = call(model, probe)
                 running = self._running(chosen, fired)
                 modules = {name: available[name] for name in running}
-                return call, modules, self._interpreted(result, fired, modules, call, probe)
+                reading = Reading(model, modules, call, self.output)
+                return reading, reading.interpret(result, fired, probe)
             except CaptureError as error:
                 faults.append(error)
         if str(faults[0]) == str(faults[1]):
@@ -300,98 +287,6 @@ class TorchRecurrentAdapter(Adapter):
                 "among those that run, or make the model run it with forward=."
             )
         return running
-
-    def _run(
-        self,
-        model: nn.Module,
-        modules: Mapping[str, nn.RNNBase],
-        call: Call,
-        batch: SequenceBatch,
-    ) -> _Run:
-        with firings(modules, read_call) as fired:
-            result = call(model, batch)
-        return self._interpreted(result, fired, modules, call, batch)
-
-    def _interpreted(
-        self,
-        result: Any,
-        fired: Mapping[str, Firing],
-        modules: Mapping[str, nn.RNNBase],
-        call: Call,
-        batch: SequenceBatch,
-    ) -> _Run:
-        output = select_output(result, self.output)
-        if isinstance(output, PackedSequence):
-            output = padded(output)[0]
-            if call.time_first:
-                output = output.transpose(0, 1)
-        states: dict[str, Tensor] = {}
-        for name, module in modules.items():
-            captured = checked_call(name, fired.get(name), batch)
-            layers = hidden_states(module, captured, name, batch.lengths)
-            for site, state in zip(layer_names(name, module.num_layers), layers, strict=True):
-                states[site] = storable(state, f"the hidden state of {site!r}")
-        return _Run(states=states, output=copied(output))
-
-    def _second_run(
-        self,
-        model: nn.Module,
-        modules: Mapping[str, nn.RNNBase],
-        call: Call,
-        inputs: SequenceBatch,
-        samples: int,
-        times: Sequence[int],
-    ) -> tuple[_Run, tuple[int, int]]:
-        """Run on another size, on another number of steps if the model can; return that size."""
-        for time in times[:-1]:
-            try:
-                probe = full_probe(inputs, samples=samples, time=time)
-                return self._run(model, modules, call, probe), (samples, time)
-            except CaptureError:
-                continue  # Some models take one number of steps only.
-        probe = full_probe(inputs, samples=samples, time=times[-1])
-        return self._run(model, modules, call, probe), (samples, times[-1])
-
-    def _check_repeatable(self, first: _Run, second: _Run) -> None:
-        pairs = [(name, first.states[name], second.states[name]) for name in first.states]
-        for name, before, after in [*pairs, ("the output", first.output, second.output)]:
-            if not close(before, after):
-                raise CaptureError(
-                    f"{name} differs between two runs on the same inputs. The model keeps a state "
-                    "between calls or draws random numbers in evaluation mode; give forward= that "
-                    "resets it first."
-                )
-
-    def _mixes_lengths(
-        self,
-        model: nn.Module,
-        modules: Mapping[str, nn.RNNBase],
-        call: Call,
-        probe: SequenceBatch,
-        roles: Sequence[AxisRole],
-    ) -> bool:
-        """Return whether padded sequences give what each gives alone, states and output."""
-        if not self._takes_lengths(model) or int(probe.lengths[0]) == 1:
-            return False
-        together, alone = ragged_probe(probe)
-        try:
-            mixed = self._run(model, modules, call, together)
-            for row, batch in enumerate(alone):
-                single = self._run(model, modules, call, batch)
-                real = int(batch.lengths[0])
-                kept = [
-                    (mixed.states[name][row : row + 1, :real], single.states[name])
-                    for name in single.states
-                ]
-                outputs = arranged(mixed.output, roles)[row : row + 1]
-                if "time" in roles:
-                    outputs = outputs[:, :real]
-                kept.append((outputs, arranged(single.output, roles)))
-                if not all(close(one, other) for one, other in kept):
-                    return False
-        except CaptureError:
-            return False
-        return True
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -156,7 +156,8 @@ def built(kind: str, **options: Any) -> nn.RNNBase:
         return nn.RNN(2, 3, nonlinearity="relu", **options)
     if kind == "PROJECTED":
         return nn.LSTM(2, 4, proj_size=3, **options)
-    return {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}[kind](2, 3, **options)
+    kinds: dict[str, Callable[..., nn.RNNBase]] = {"RNN": nn.RNN, "GRU": nn.GRU, "LSTM": nn.LSTM}
+    return kinds[kind](2, 3, **options)
 
 
 @settings(deadline=None, max_examples=60)
@@ -208,12 +209,10 @@ def test_unrolled_layers_start_from_the_state_the_module_received(
         def forward(self, values: Tensor, lengths: Tensor) -> Any:
             h = self.start[:, None].expand(-1, len(values), -1).contiguous()
             hx = (h, torch.zeros_like(h)) if isinstance(self.rnn, nn.LSTM) else h
-            if packed:
-                values = pack_padded_sequence(
-                    values, lengths, batch_first=True, enforce_sorted=False
-                )
-            states = self.rnn(values, hx=hx)[0]
-            return pad_packed_sequence(states, batch_first=True)[0] if packed else states
+            if not packed:
+                return self.rnn(values, hx=hx)[0]
+            sequence = pack_padded_sequence(values, lengths, batch_first=True, enforce_sorted=False)
+            return pad_packed_sequence(self.rnn(sequence, hx=hx)[0], batch_first=True)[0]
 
     model = Started()
     batch = batch_of([4, 4, 2] if packed else [4, 4, 4], dtype=torch.float64)
@@ -428,7 +427,8 @@ def prepared() -> Bystander:
     model.used.register_forward_hook(lambda *_: None)
     model.frozen.eval()
     model.used.bias_hh_l0.requires_grad_(False)
-    model.unused.weight_ih_l0.grad = torch.ones_like(model.unused.weight_ih_l0)
+    weight = model.unused.get_parameter("weight_ih_l0")
+    weight.grad = torch.ones_like(weight)
     return model
 
 

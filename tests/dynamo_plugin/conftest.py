@@ -5,12 +5,75 @@ from __future__ import annotations
 import importlib
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from dynamo_plugin.registry import _process
+from dynamo_plugin.store import Population, PopulationInputs, PopulationWriter, open_population
+from dynamo_plugin.types import InputSpec, OutputSpec, SiteSpec, TrajectorySpec
+
+WritePopulation = Callable[..., Population]
+
+
+@pytest.fixture(scope="session")
+def write_population() -> WritePopulation:
+    """Return a function that stores given states and outputs, with no network behind them.
+
+    `states[model]` is (row, unit) and `outputs[model]` (sample, k) or (row, k); `inputs` is
+    (row, feature) numbers or (row,) ids, cut into samples by `lengths`.
+    """
+
+    def write(
+        states: Mapping[str, NDArray[Any]],
+        outputs: Mapping[str, NDArray[Any]],
+        inputs: NDArray[Any],
+        lengths: list[int],
+        *,
+        groups: Mapping[str, str] | None = None,
+        metadata: Mapping[str, dict[str, Any]] | None = None,
+        targets: NDArray[Any] | None = None,
+        store: Any = None,
+    ) -> Population:
+        ids = inputs.ndim == 1
+        given = PopulationInputs(
+            values=inputs,
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            sample_ids=tuple(f"sample-{index}" for index in range(len(lengths))),
+            spec=InputSpec("ids", int(inputs.max()) + 1)
+            if ids
+            else InputSpec("features", inputs.shape[1]),
+            targets=targets,
+            targets_axis=None if targets is None else "sample",
+        )
+        where = {} if store is None else store
+        writer = PopulationWriter.create(where, given, models=tuple(states), config={})
+        for index, (model, rows) in enumerate(states.items()):
+            read = outputs[model]
+            axis: Any = "sample" if len(read) == len(lengths) else "time"
+            group = "output" if groups is None else groups[model]
+            spec = TrajectorySpec(
+                adapter="none",
+                sites=(SiteSpec("rnn", rows.shape[1:], str(rows.dtype)),),
+                output=OutputSpec(group, read.shape[1:], str(read.dtype), axis),
+            )
+            block = writer.begin(
+                model,
+                spec,
+                metadata={} if metadata is None else metadata[model],
+                model_hash=f"{index:064x}",
+                index=index,
+            )
+            block.append_states("rnn", rows)
+            block.append_outputs(read)
+            block.finish()
+        return open_population(where)
+
+    return write
 
 
 @pytest.fixture

@@ -107,5 +107,6 @@ def test_the_default_population_reads_digits(seed: int) -> None:
     assert len(population.models) == 24
     scores = population.metadata.groupby(["architecture", "fraction"])["score"]
     for architecture, bound in (("gru", 0.95), ("lstm", 0.95), ("rnn", 0.9)):
-        assert scores.min()[architecture, 1.0] > bound
+        assert scores.mean()[architecture, 1.0] > bound
+        assert scores.min()[architecture, 1.0] > bound - 0.02
         assert scores.max()[architecture, 0.1] < scores.min()[architecture, 1.0]

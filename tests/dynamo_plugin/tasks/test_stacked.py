@@ -106,7 +106,7 @@ def test_unstacked_networks_agree_with_the_trained_stack(architecture: Architect
     train_stacked(
         stack, inputs, targets, loss="cross_entropy", seeds=(0, 1, 2), lengths=lengths, steps=5
     )
-    together    together = stack.predict(inputs, lengths)
+    together = stack.predict(inputs, lengths)
     for index, network in enumerate(stack.unstack()):
         torch.testing.assert_close(together[index], network(inputs, lengths), atol=1e-5, rtol=0)
 

@@ -1,0 +1,119 @@
+"""`dynamo-plugin analyse`: one analysis of an embedding, as a table, JSON, CSV or a plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dynamo_plugin.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["command"]
+
+
+def command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="The analysis: fidelity, components, clusters, average, or a plugin's.",
+            show_default=False,
+        ),
+    ],
+    embedding: Annotated[
+        Path,
+        typer.Argument(metavar="EMBEDDING", help="Folder that `fit` wrote.", show_default=False),
+    ],
+    *,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Metadata column; the same as --option labels=COLUMN."),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Option of the analysis; the value is JSON, or else text."
+        ),
+    ] = None,
+    population: Annotated[
+        str | None,
+        typer.Option(metavar="STORE", help="The population, if it is no longer where it was."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the summary and the table as one JSON object.")
+    ] = False,
+    csv: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the table; replaces the file.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write the plot as HTML; replaces the file."),
+    ] = None,
+) -> None:
+    """Run an analysis of an embedding and print its table.
+
+    \b
+    Examples:
+      dynamo-plugin analyse fidelity embedding
+      dynamo-plugin analyse clusters embedding --labels architecture --json
+      dynamo-plugin analyse clusters embedding --option clusters=4 --plot clusters.html
+    """
+    options = _options(option or [])
+    if labels is not None:
+        if "labels" in options:
+            raise InvalidInput("Labels are given twice, by --labels and by --option. Give one.")
+        options["labels"] = labels
+    for target in (csv, plot):
+        if target is not None and not target.absolute().parent.is_dir():
+            raise InvalidInput(f"There is no folder {target.parent} to write {target.name} into.")
+
+    from dynamo_plugin.analyses import analyse
+    from dynamo_plugin.embedding import load_embedding
+    from dynamo_plugin.store import open_population
+
+    opened = None if population is None else open_population(population, allow_incomplete=True)
+    result = analyse(name, load_embedding(embedding, population=opened), **options)
+    table = result.to_dataframe()
+    if csv is not None:
+        table.to_csv(csv, index=False)
+    if plot is not None:
+        # Plotly's own default offers to send the data to its cloud.
+        config = {"displaylogo": False, "showSendToCloud": False}
+        result.plot().write_html(plot, include_plotlyjs=True, config=config)
+    if as_json:
+        rows = json.loads(table.to_json(orient="records"))
+        typer.echo(json.dumps({"summary": result.summary(), "table": rows}, indent=2))
+    else:
+        typer.echo(_shown(table))
+
+
+def _options(given: list[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for text in given:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise typer.BadParameter(f"Expected KEY=VALUE, got {text!r}.", param_hint="--option")
+        if key in options:
+            raise typer.BadParameter(f"{key!r} is given twice.", param_hint="--option")
+        try:
+            options[key] = json.loads(value)
+        except json.JSONDecodeError:
+            options[key] = value
+    return options
+
+
+def _shown(table: pd.DataFrame) -> str:
+    """Return aligned columns. Names may hold anything, but a terminal obeys control characters."""
+    printable = table.map(_printable)
+    return printable.to_string(index=False, float_format="{:.4g}".format, na_rep="-")
+
+
+def _printable(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return "".join(character if character.isprintable() else "?" for character in value)

@@ -1,0 +1,155 @@
+"""A second reader, made from docs/store-format.md alone, reads what the writer writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from dynamo_plugin.store import open_population
+
+
+def crc32c(data: bytes) -> str:
+    """RFC 3720, bit by bit."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
+    return f"{crc ^ 0xFFFFFFFF:08x}"
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def attributes(path: Path) -> dict[str, Any]:
+    document = json.loads((path / "zarr.json").read_bytes())
+    assert document.keys() == {"zarr_format", "node_type", "attributes"}
+    assert (document["zarr_format"], document["node_type"]) == (3, "group")
+    dynamo: dict[str, Any] = document["attributes"].get("dynamo", {})
+    if dynamo:
+        assert dynamo.pop("checksum") == crc32c(canonical(dynamo))
+    return dynamo
+
+
+def read_blocks(root: Path, path: str, model_hash: str | None, inputs_hash: str) -> Any:
+    """Return the description of an array and its chunks, every one checked."""
+    document = json.loads((root / path / "zarr.json").read_bytes())
+    shape, data_type = document["shape"], document["data_type"]
+    count = document["chunk_grid"]["configuration"]["chunk_shape"][0]
+    assert document["chunk_grid"] == {
+        "name": "regular",
+        "configuration": {"chunk_shape": [count, *shape[1:]]},
+    }
+    chunks = []
+    for block in range(-(-shape[0] // count)):
+        rows = [block * count, min((block + 1) * count, shape[0])]
+        chunk = (root / path / "c" / str(block) / "/".join("0" * len(shape[1:]))).read_bytes()
+        expected = {
+            "array": path,
+            "block": block,
+            "rows": rows,
+            "shape": [rows[1] - rows[0], *shape[1:]],
+            "dtype": data_type,
+            "bytes": len(chunk),
+            "crc32c": crc32c(chunk),
+            "model_hash": model_hash,
+            "inputs_hash": inputs_hash,
+        }
+        expected["record_crc32c"] = crc32c(canonical(expected))
+        record = (root / path / "commits" / f"{block}.json").read_bytes()
+        assert record == canonical(expected)
+        chunks.append(chunk)
+    assert len(list((root / path / "commits").iterdir())) == len(chunks)
+    return document, count, chunks
+
+
+def read_array(root: Path, path: str, model_hash: str | None, inputs_hash: str) -> NDArray[Any]:
+    document, count, chunks = read_blocks(root, path, model_hash, inputs_hash)
+    assert document["codecs"] == [{"name": "bytes", "configuration": {"endian": "little"}}]
+    shape = document["shape"]
+    dtype = np.dtype(document["data_type"]).newbyteorder("<")
+    values = np.frombuffer(b"".join(chunks), dtype=dtype).reshape(-1, *shape[1:])
+    assert len(values) == count * len(chunks)
+    assert not values[shape[0] :].any()  # the padding
+    return values[: shape[0]]
+
+
+def read_text(root: Path, path: str, inputs_hash: str) -> list[str]:
+    document, count, chunks = read_blocks(root, path, None, inputs_hash)
+    assert document["data_type"] == "string"
+    assert document["codecs"] == [{"name": "vlen-utf8", "configuration": {}}]
+    values = []
+    for chunk in chunks:
+        assert struct.unpack("<I", chunk[:4]) == (count,)
+        rest = chunk[4:]
+        while rest:
+            (length,) = struct.unpack("<I", rest[:4])
+            values.append(rest[4 : 4 + length].decode())
+            rest = rest[4 + length :]
+    assert not any(values[document["shape"][0] :])
+    return values[: document["shape"][0]]
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_the_documentation_is_enough(
+    tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dynamo_plugin.store._array_writer.TEXT_BLOCK_ROWS", 3)
+    example.write(tmp_path, models=list(example.specs))
+    root = attributes(tmp_path)
+    assert (root["format"], root["version"]) == ("dynamo-population", 1)
+    assert root["models"] == list(example.specs)
+    assert root["config"] == example.config
+    inputs_hash = root["inputs_hash"]
+
+    header = attributes(tmp_path / "inputs")
+    values = read_array(tmp_path, "inputs/values", None, inputs_hash)
+    offsets = read_array(tmp_path, "inputs/offsets", None, inputs_hash)
+    targets = read_array(tmp_path, "inputs/targets", None, inputs_hash)
+    sample_ids = read_text(tmp_path, "inputs/sample_ids", inputs_hash)
+    np.testing.assert_array_equal(values, example.inputs.values)
+    np.testing.assert_array_equal(offsets, example.inputs.offsets)
+    assert sample_ids == list(example.inputs.sample_ids)
+    arrays = [[a.dtype.name, *a.shape] for a in (values, offsets, targets)]
+    facts = {"kind": "ids", "size": 11, "arrays": arrays, "targets_axis": "sample"}
+    content = b"".join(
+        [
+            b"dynamo-population-inputs/1\n",
+            canonical(facts) + b"\n",
+            values.tobytes() + offsets.tobytes() + targets.tobytes(),
+            *(f"{len(i.encode())}:{i}".encode() for i in sample_ids),
+        ]
+    )
+    assert hashlib.sha256(content).hexdigest() == inputs_hash == header["hash"]
+
+    found = {}
+    for group in (tmp_path / "models").iterdir():
+        if group.name == "zarr.json":
+            continue
+        model = attributes(group)
+        found[model["index"]] = model["id"]
+        assert model["complete"] is True
+        assert model["metadata"] == example.metadata[model["id"]]
+        path = f"models/{group.name}"
+        arguments = (model["model_hash"], inputs_hash)
+        for site in model["spec"]["sites"]:
+            name = site["name"]
+            key = name if name.islower() else "rnn_layer0~" + sha256(name)[:16]
+            rows = read_array(tmp_path, f"{path}/states/{key}", *arguments)
+            np.testing.assert_array_equal(rows, example.states[model["id"]][name], strict=True)
+        rows = read_array(tmp_path, f"{path}/outputs/output2", *arguments)
+        np.testing.assert_array_equal(rows, example.outputs[model["id"]], strict=True)
+    assert tuple(found[i] for i in sorted(found)) == open_population(tmp_path).ids
+    assert (tmp_path / "models" / ("gru_3~" + sha256("GRU/3")[:16])).is_dir()
+
+
+def sha256(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()

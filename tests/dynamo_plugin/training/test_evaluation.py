@@ -1,0 +1,53 @@
+"""Held-out figures against scikit-learn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import r2_score
+
+from dynamo_plugin.metamodels import AffineStateMaps, GRUMetaModel
+from dynamo_plugin.store import Population
+from dynamo_plugin.training import Targets, evaluate
+from dynamo_plugin.training import evaluation as module
+
+
+def test_matches_scikit_learn(ragged: Population, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ROWS_PER_BATCH", 9)  # three samples at a time
+    torch.manual_seed(0)
+    meta_model = GRUMetaModel(ragged.population_spec, embedding_dim=2, units=5)
+    targets = Targets(ragged, sites=None, device=torch.device("cpu"))
+    maps = AffineStateMaps(5, targets.units)
+    mean, scale = targets.state_statistics(torch.arange(10))
+    maps.mean.copy_(mean)
+    maps.scale.copy_(scale)
+    thetas = torch.randn(3, 2)
+    samples = [8, 0, 2, 3, 9, 4, 6]
+    found = evaluate(
+        meta_model,
+        maps,
+        thetas,
+        targets,
+        torch.tensor(samples),
+        decisions={"class": True, "value": False},
+    )
+    for model, name in enumerate(ragged.ids):
+        batch = ragged.inputs.batch(np.array(samples))
+        trajectory = meta_model(batch.values, thetas[model], batch.lengths)
+        real = torch.arange(6) < batch.lengths[:, None]
+        matrix, offset = maps.matrix(model)
+        emulated = (trajectory.states["hidden"] @ matrix.T + offset)[real].detach().numpy()
+        # R2 over all units together: residual and total are summed over units first.
+        weights = ragged.states(name, samples=samples).astype(np.float64)
+        expected = r2_score(weights, emulated, multioutput="variance_weighted")
+        assert found.hidden_r2[model].item() == pytest.approx(expected, rel=1e-5)
+        outputs = trajectory.outputs[ragged.output_group(name)].detach()
+        stored = ragged.outputs(name, samples=samples)
+        if ragged.output_group(name) == "class":
+            agreement = float((outputs.numpy().argmax(1) == stored.argmax(1)).mean())
+        else:
+            agreement = r2_score(
+                stored.astype(np.float64), outputs[real].numpy(), multioutput="variance_weighted"
+            )
+        assert found.output_agreement[model].item() == pytest.approx(agreement, rel=1e-5)

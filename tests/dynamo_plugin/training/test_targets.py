@@ -1,0 +1,101 @@
+"""Batches of targets against slices of the stored rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from dynamo_plugin.errors import InvalidInput, UnknownName
+from dynamo_plugin.store import Population
+from dynamo_plugin.training import Targets
+from dynamo_plugin.training import targets as module
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["memory", "store"])
+def targets(
+    request: pytest.FixtureRequest, ragged: Population, monkeypatch: pytest.MonkeyPatch
+) -> Targets:
+    if request.param == "store":
+        monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
+    return Targets(ragged, sites=None, device=CPU)
+
+
+@pytest.mark.parametrize("models", [[0, 1, 2], [2, 0], [1]])
+def test_batches_are_the_stored_rows(
+    targets: Targets, ragged: Population, models: list[int]
+) -> None:
+    samples = [6, 1, 3]
+    batch = targets.batch(torch.tensor(models), torch.tensor(samples))
+    assert batch.lengths.tolist() == [6, 1, 3]
+    assert batch.states.shape == (len(models), 3, 6, 4)
+    for position, model in enumerate(models):
+        rows = ragged.states(ragged.ids[model])
+        for place, sample in enumerate(samples):
+            start, stop = ragged.offsets[sample : sample + 2]
+            padded = np.zeros((6, 4), np.float32)
+            padded[: stop - start, : rows.shape[1]] = rows[start:stop]
+            assert np.array_equal(batch.states[position, place].numpy(), padded)
+
+
+def test_outputs_come_by_group(targets: Targets, ragged: Population) -> None:
+    batch = targets.batch(torch.tensor([2, 1, 0]), torch.tensor([5, 0]))
+    positions, values = batch.outputs["class"]
+    assert positions.tolist() == [0, 2]
+    assert values.shape == (2, 2, 1, 3)
+    assert np.array_equal(values[1, 0, 0].numpy(), ragged.outputs("a")[5])
+    positions, values = batch.outputs["value"]
+    assert positions.tolist() == [1]
+    start = ragged.offsets[5]
+    assert np.array_equal(values[0, 0, :2].numpy(), ragged.outputs("b")[start : start + 2])
+    assert not values[0, 0, 2:].any()
+
+
+def test_a_group_without_models_in_the_batch_is_absent(targets: Targets) -> None:
+    assert set(targets.batch(torch.tensor([1]), torch.tensor([0])).outputs) == {"value"}
+
+
+def test_statistics_match_numpy(
+    targets: Targets, ragged: Population, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SAMPLES_PER_READ", 3)
+    samples = [0, 2, 3, 6, 7, 8, 9]
+    mean, scale = targets.state_statistics(torch.tensor(samples))
+    for model, name in enumerate(ragged.ids):
+        rows = ragged.states(name, samples=samples).astype(np.float64)
+        units = rows.shape[1]
+        assert np.allclose(mean[model, :units], rows.mean(0), rtol=1e-6)
+        assert not mean[model, units:].any()
+        assert scale[model].item() == pytest.approx(np.sqrt(rows.var(0).mean()), rel=1e-6)
+
+
+def test_output_variance_matches_numpy(targets: Targets, ragged: Population) -> None:
+    samples = [1, 4, 9]
+    rows = ragged.outputs("b", samples=samples).astype(np.float64)
+    assert targets.output_variance("value", torch.tensor(samples)) == pytest.approx(
+        rows.var(0).mean(), rel=1e-6
+    )
+    both = np.concatenate([ragged.outputs(name, samples=samples) for name in "ac"])
+    assert targets.output_variance("class", torch.tensor(samples)) == pytest.approx(
+        both.astype(np.float64).var(0).mean(), rel=1e-6
+    )
+
+
+def test_states_that_never_vary_are_refused(
+    write_population: Callable[..., Population],
+) -> None:
+    rng = np.random.default_rng(0)
+    states = {"live": rng.normal(size=(6, 2)), "dead": np.full((6, 3), 0.7)}
+    outputs = {name: rng.normal(size=(3, 2)) for name in states}
+    population = write_population(states, outputs, rng.normal(size=(6, 1)), [2, 2, 2])
+    with pytest.raises(InvalidInput, match=r"'dead'.*states that vary"):
+        Targets(population, sites=None, device=CPU).state_statistics(torch.arange(3))
+
+
+def test_an_unknown_site_suggests(ragged: Population) -> None:
+    with pytest.raises(UnknownName, match=r"no site 'rn'. Did you mean 'rnn'"):
+        Targets(ragged, sites=["rn"], device=CPU)
