@@ -86,8 +86,8 @@ def run(reviews: pd.DataFrame, arguments: argparse.Namespace, seed: int) -> dict
         ].mean(),
         "hidden_r2": fidelity["hidden_r2"].mean(),
         "output_agreement": fidelity["output_agreement"].mean(),
-        "silhouette": clusters["silhouette"],
-        "p": clusters["silhouette_p"],
+        "silhouette": clusters["label_silhouette"],
+        "p": clusters["label_silhouette_p"],
         "train_s": trained - started,
         "capture_s": captured - trained,
         "fit_s": fitted - captured,
@@ -154,7 +154,7 @@ def train_networks(
     names = [f"gru-{count}-{index % arguments.networks}" for index, count in enumerate(counts)]
     seeds = [1000 * seed + index for index in range(len(counts))]
     inputs, lengths = encode_all(labelled["text"], vocabulary, arguments.tokens)
-    targets = torch.from_numpy(labelled["label"].to_numpy())
+    targets = torch.tensor(labelled["label"].to_numpy(), dtype=torch.int64)
     subsets = [
         torch.randperm(len(labelled), generator=torch.Generator().manual_seed(own))[:count]
         for own, count in zip(seeds, counts, strict=True)
@@ -189,7 +189,7 @@ def train_networks(
     test_inputs, test_lengths = encode_all(test["text"], vocabulary, arguments.tokens)
     scores = accuracy(
         stack.predict(test_inputs, lengths=test_lengths),
-        torch.from_numpy(test["label"].to_numpy()),
+        torch.tensor(test["label"].to_numpy(), dtype=torch.int64),
     )
     metadata = pd.DataFrame(
         {"reviews": counts, "seed": seeds, "accuracy": scores.tolist()}, index=names

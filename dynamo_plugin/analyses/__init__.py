@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dynamo_plugin.analyses._result import TableResult, plain, plot_text
 from dynamo_plugin.analyses.average import AverageResult, average
 from dynamo_plugin.analyses.clusters import ClustersResult, clusters
 from dynamo_plugin.analyses.components import ComponentsResult, components
@@ -15,10 +16,13 @@ __all__ = [
     "ComponentsResult",
     "FidelityResult",
     "Labels",
+    "TableResult",
     "analyse",
     "average",
     "clusters",
     "components",
     "fidelity",
+    "plain",
+    "plot_text",
     "read_labels",
 ]

@@ -109,11 +109,10 @@ def _options(given: list[str]) -> dict[str, Any]:
 
 def _shown(table: pd.DataFrame) -> str:
     """Return aligned columns. Names may hold anything, but a terminal obeys control characters."""
-    printable = table.map(_printable)
-    return printable.to_string(index=False, float_format="{:.4g}".format, na_rep="-")
+    return table.astype(object).map(_cell).mask(table.isna(), "-").to_string(index=False)
 
 
-def _printable(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    return "".join(character if character.isprintable() else "?" for character in value)
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "".join(character if character.isprintable() else "?" for character in str(value))

@@ -10,8 +10,13 @@ import pandas as pd
 import plotly.graph_objects as go
 from scipy.cluster.hierarchy import leaves_list, linkage
 
-from dynamo_plugin.analyses import ClustersResult, ComponentsResult, FidelityResult
-from dynamo_plugin.analyses._result import LONGEST_TICK, plain, plot_text
+from dynamo_plugin.analyses import (
+    ClustersResult,
+    ComponentsResult,
+    FidelityResult,
+    plain,
+    plot_text,
+)
 
 if TYPE_CHECKING:
     from dynamo_plugin.embedding import ModelEmbedding
@@ -191,7 +196,7 @@ def distance_map(embedding: ModelEmbedding) -> go.Figure:
             hovertemplate="%{x}<br>%{y}<br>distance %{z:.3f}<extra></extra>",
         )
     )
-    ticks = [plot_text(embedding.ids[index], longest=LONGEST_TICK) for index in order]
+    ticks = [plot_text(embedding.ids[index], longest=24) for index in order]
     named = {
         "type": "category",
         "tickmode": "array",

@@ -52,7 +52,9 @@ class Findings:
     unlabelled: dict[str, str]
     """Metadata column to the reason why it was not compared."""
     average: AverageResult | str
-    """Centroids by `labels`."""
+    """Centroids by `labels`, or of all models where that cannot be."""
+    average_note: str
+    """Why the averages are not by `labels`; empty if they are."""
     cautions: list[str]
     """What a reader must know before he believes the rest."""
 
@@ -80,11 +82,12 @@ def find(embedding: ModelEmbedding, *, labels: str | None) -> Findings:
     if labels is None:
         labels = next(iter(candidates), None)
     faithful = fidelity(embedding)
-    averaged = _attempt(lambda: average(embedding, labels=labels))
+    averaged, note = _attempt(lambda: average(embedding, labels=labels)), ""
     if isinstance(averaged, str) and labels is not None:
         # Groups may straddle output groups; the averages that need no labels may still exist.
-        plain_average = _attempt(lambda: average(embedding))
-        averaged = averaged if isinstance(plain_average, str) else plain_average
+        without = _attempt(lambda: average(embedding))
+        if not isinstance(without, str):
+            averaged, note = without, f"Not averaged by {labels}: {averaged}"
     return Findings(
         embedding=embedding,
         labels=labels,
@@ -94,6 +97,7 @@ def find(embedding: ModelEmbedding, *, labels: str | None) -> Findings:
         labelled=labelled,
         unlabelled=unlabelled,
         average=averaged,
+        average_note=note,
         cautions=find_cautions(embedding, faithful),
     )
 

@@ -54,12 +54,12 @@ def paragraph(text: str, *, style: str = "") -> str:
     return f'<p class="{escape(style)}">{escape(text)}</p>' if style else f"<p>{escape(text)}</p>"
 
 
-def facts(pairs: Sequence[tuple[str, str]]) -> str:
-    """Return names and values as a description list."""
+def facts(pairs: Sequence[tuple[str, str]], *, style: str = "facts") -> str:
+    """Return names and values as a description list; `style` is a class of the style sheet."""
     rows = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in pairs
     )
-    return f'<dl class="facts">{rows}</dl>'
+    return f'<dl class="{escape(style)}">{rows}</dl>'
 
 
 def table(

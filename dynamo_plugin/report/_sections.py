@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.report._findings import Findings
 
 __all__ = [
+    "MOST_IN_MAP",
     "average_section",
     "cautions_box",
     "clusters_section",
@@ -20,6 +21,7 @@ __all__ = [
     "fidelity_section",
     "headline",
     "run_section",
+    "title_of",
     "training_section",
 ]
 
@@ -43,7 +45,7 @@ def headline(findings: Findings) -> str:
         tiles.append((name, shown))
     if not isinstance(findings.components, str):
         tiles.append(("components for 95 %", f"{findings.components.components_for_95}"))
-    return facts(tiles).replace('class="facts"', 'class="tiles"')
+    return facts(tiles, style="tiles")
 
 
 def cautions_box(cautions: list[str]) -> str:
@@ -264,6 +266,7 @@ def average_section(findings: Findings) -> str:
             _average_rows(averaged),
             caption=f"Task scores on {averaged.sample_count:,} held-out samples",
         ),
+        paragraph(findings.average_note, style="small") if findings.average_note else "",
         lead=lead,
     )
 

@@ -59,5 +59,6 @@ def test_equal_thetas_are_refused(place: Place) -> None:
 
 def test_the_table_is_a_copy(place: Place) -> None:
     result = components(place(np.eye(3)))
-    result.to_dataframe().loc[0, "component"] = 99
+    table = result.to_dataframe()
+    table.loc[0, "component"] = 99
     assert result.to_dataframe().loc[0, "component"] == 1

@@ -31,7 +31,8 @@ def difference(codes: Codes) -> NDArray[np.float64]:
     means = (codes * values).sum(1) / codes.sum(1) - ((1 - codes) * values).sum(1) / (
         1 - codes
     ).sum(1)
-    return np.abs(means)[None]
+    distances: NDArray[np.float64] = np.abs(means)[None]
+    return distances
 
 
 def test_separated_groups_have_the_smallest_exact_p() -> None:

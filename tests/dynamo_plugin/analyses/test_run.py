@@ -32,7 +32,7 @@ def test_results_are_frozen(embedding: dp.ModelEmbedding) -> None:
 def test_unknown_names_suggest(embedding: dp.ModelEmbedding) -> None:
     with pytest.raises(UnknownName, match="'clusters'"):
         dp.analyse("cluster", embedding)
-    with pytest.raises(InvalidInput, match="no option 'label'.*'labels'"):
+    with pytest.raises(InvalidInput, match=r"no option 'label'.*'labels'"):
         dp.analyse("clusters", embedding, label="architecture")
 
 

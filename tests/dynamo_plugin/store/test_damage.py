@@ -413,7 +413,7 @@ def test_inputs_that_contradict_themselves(files: dict[str, bytes], example: Any
 
 def test_inputs_must_have_their_hash(files: dict[str, bytes]) -> None:
     """Everything is plausible and every checksum valid, but a target was exchanged."""
-    store = rewritten(files, "inputs/targets", [1, 1, 1, 1])
+    store = rewritten(files, "inputs/targets", [7, 7, 7, 7])
     with pytest.raises(CorruptBlock, match="have hash"):
         _ = open_population(store).inputs
     (problem,) = verify_population(store).problems
