@@ -2,12 +2,12 @@
 
     python benchmarks/known_answers.py --seeds 0 1 2 [--json FILE]
 
-- tasks: ten GRUs that hold three bits (flip-flop) and ten that integrate, of differing sizes, on the
-  same inputs; and, beside ten of them, a twin whose hidden units are permuted. Do the thetas separate
-  the tasks, and is a twin the nearest neighbour of its network?
+- tasks: ten GRUs that hold three bits (flip-flop) and ten that integrate, of differing sizes, on
+  the same inputs; and, beside ten of them, a twin whose hidden units are permuted. Do the thetas
+  separate the tasks, and is a twin the nearest neighbour of its network?
 - scaled: the same population with the states of every other network times ten.
-- null: twelve GRUs of one width on one task that differ in their seed alone, against labels drawn at
-  random twenty times. How often is p below 0.05?
+- null: twelve GRUs of one width on one task that differ in their seed alone, against labels drawn
+  at random twenty times. How often is p below 0.05?
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import json
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -42,23 +43,31 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=500, help="updates of the meta-model")
+    parser.add_argument("--batch-size", type=int, default=16, help="sequences per update")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(
         f"{platform.machine()}, {arguments.threads} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {arguments.steps} steps"
+        f"torch {torch.__version__}, {arguments.steps} steps of {arguments.batch_size} sequences"
     )
-    rows = [row for seed in arguments.seeds for row in run(seed, arguments.steps)]
+    settings = {"steps": arguments.steps, "batch_size": arguments.batch_size}
+    rows = []
+    for seed in arguments.seeds:
+        for row in run(seed, settings):
+            print(json.dumps(row), flush=True)
+            rows.append(row)
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    print(pd.DataFrame(rows, columns=columns).to_string(index=False, na_rep="", float_format="%.3f"))
+    print(
+        pd.DataFrame(rows, columns=columns).to_string(index=False, na_rep="", float_format="%.3f")
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
 
-def run(seed: int, steps: int) -> list[dict[str, object]]:
-    """Return one row per experiment."""
+def run(seed: int, settings: dict[str, int]) -> Iterator[dict[str, object]]:
+    """Yield one row per experiment."""
     trained = merge(train_flip_flop_population(seed=seed), train_integrator_population(seed=seed))
     models, groups, twins = dict(trained.models), dict(trained.output_groups), {}
     generator = torch.Generator().manual_seed(seed)
@@ -71,22 +80,17 @@ def run(seed: int, steps: int) -> list[dict[str, object]]:
         models, trained.inputs, {}, output_groups=groups, sample_ids=trained.sample_ids,
         progress=False,
     )  # fmt: skip
-    return [
-        {"seed": seed, "population": "tasks", **_separation(population, twins, seed, steps)},
-        {
-            "seed": seed,
-            "population": "scaled",
-            **_separation(_scaled(population, 10.0), twins, seed, steps),
-        },
-        {"seed": seed, "population": "null", **_null(seed, steps)},
-    ]
+    shown = {"tasks": population, "scaled": _scaled(population, 10.0)}
+    for name, variant in shown.items():
+        yield {"seed": seed, "population": name, **_separation(variant, twins, seed, settings)}
+    yield {"seed": seed, "population": "null", **_null(seed, settings)}
 
 
 def _separation(
-    population: dp.Population, twins: dict[str, str], seed: int, steps: int
+    population: dp.Population, twins: dict[str, str], seed: int, settings: dict[str, int]
 ) -> dict[str, object]:
     started = time.perf_counter()
-    embedding = dp.fit(population, steps=steps, seed=seed, progress=False)
+    embedding = dp.fit(population, seed=seed, **settings, progress=False)
     seconds = time.perf_counter() - started
     distances = embedding.distances().to_numpy(copy=True)
     np.fill_diagonal(distances, np.inf)
@@ -127,12 +131,10 @@ def _scaled(population: dp.Population, factor: float) -> dp.Population:
     return dp.open_population(store)
 
 
-def _null(seed: int, steps: int) -> dict[str, object]:
-    trained: TaskPopulation = train_flip_flop_population(
-        seed=seed, networks=12, hidden_sizes=(48,)
-    )
+def _null(seed: int, settings: dict[str, int]) -> dict[str, object]:
+    trained: TaskPopulation = train_flip_flop_population(seed=seed, networks=12, hidden_sizes=(48,))
     population = dp.capture(trained.models, trained.inputs, {}, progress=False)
-    embedding = dp.fit(population, steps=steps, seed=seed, progress=False)
+    embedding = dp.fit(population, seed=seed, **settings, progress=False)
     generator = np.random.default_rng(seed)
     significant = 0
     for _ in range(LABELLINGS):

@@ -21,7 +21,7 @@ __all__ = [
     "TrajectorySpec",
 ]
 
-JSON: TypeAlias = "None | bool | int | float | str | list[JSON] | dict[str, JSON]"
+JSON: TypeAlias = "bool | int | float | str | list[JSON] | dict[str, JSON] | None"
 
 RowAxis: TypeAlias = Literal["time", "sample"]
 """What one stored row is: one time step of one sample, or one sample."""

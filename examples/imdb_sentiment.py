@@ -159,19 +159,21 @@ def train_networks(
         torch.randperm(len(labelled), generator=torch.Generator().manual_seed(own))[:count]
         for own, count in zip(seeds, counts, strict=True)
     ]
-    stack = StackedRecurrent(
-        [
-            RecurrentNetwork(
-                "gru",
-                input_size=arguments.token_dim,
-                hidden_size=arguments.units,
-                output_size=2,
-                vocabulary=arguments.vocabulary,
-                seed=own,
-            )
-            for own in seeds
-        ]
-    )
+    networks = [
+        RecurrentNetwork(
+            "gru",
+            input_size=arguments.token_dim,
+            hidden_size=arguments.units,
+            output_size=2,
+            vocabulary=arguments.vocabulary,
+            seed=own,
+        )
+        for own in seeds
+    ]
+    for network in networks:
+        # Words start alike: what tells them apart is then learned from the labels.
+        network.embedding.weight.data.mul_(arguments.embedding_std)
+    stack = StackedRecurrent(networks)
     train_stacked(
         stack,
         inputs,
@@ -209,6 +211,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--networks", type=int, default=4, help="networks per group")
     parser.add_argument("--units", type=int, default=64, help="hidden units of a network")
     parser.add_argument("--token-dim", type=int, default=32, help="width of the token embedding")
+    parser.add_argument(
+        "--embedding-std", type=float, default=0.1, help="spread of the token embedding at first"
+    )
     parser.add_argument("--vocabulary", type=int, default=5000, help="distinct ids")
     parser.add_argument("--tokens", type=int, default=80, help="words kept, from the end")
     parser.add_argument("--network-steps", type=int, default=600, help="updates of a network")

@@ -25,7 +25,7 @@ def command(
     networks: Annotated[
         int, typer.Option(min=2, help="Networks per architecture and share of training data.")
     ] = 4,
-    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of the meta-model.")] = 1000,
+    steps: Annotated[int, typer.Option(min=1, help="Optimiser steps of the meta-model.")] = 500,
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the results of an earlier run.")
@@ -77,7 +77,7 @@ def command(
     )
     embedding = fit(population, steps=steps, seed=seed, progress=not quiet)
     embedding.save(paths["embedding"], overwrite=overwrite)
-    write_report(embedding, paths["report"], overwrite=overwrite)
+    write_report(embedding, paths["report"], labels="architecture", overwrite=overwrite)
 
     fidelity = analyse("fidelity", embedding)
     clusters = {
@@ -117,4 +117,8 @@ def _groups(metadata: pd.DataFrame, fidelity: pd.DataFrame) -> pd.DataFrame:
 
 
 def _clusters_line(label: str, summary: dict[str, Any]) -> str:
-    return f"{label:14}{json.dumps(summary)}"
+    return (
+        f"{label:14}silhouette {summary['label_silhouette']:6.3f} "
+        f"(p {summary['label_silhouette_p']:.3f})   nearest neighbour alike "
+        f"{summary['neighbour_accuracy']:.3f} (p {summary['neighbour_accuracy_p']:.3f})"
+    )

@@ -14,6 +14,10 @@ from dynamo_plugin.types import JSON, PopulationSpec, Trajectory
 
 __all__ = ["GRUMetaModel"]
 
+TOKEN_STD = 0.1
+"""Standard deviation of the initial token embedding. At PyTorch's 1, what distinguishes tokens is
+noise at first, and rare tokens keep much of it."""
+
 
 class GRUMetaModel(MetaModel):
     """A gated recurrent unit whose input at every step is [token embedding or features ; theta].
@@ -43,7 +47,7 @@ class GRUMetaModel(MetaModel):
         *,
         embedding_dim: int,
         units: int = 128,
-        token_dim: int = 64,
+        token_dim: int = 128,
     ) -> None:
         super(MetaModel, self).__init__()
         for name, value in (
@@ -59,6 +63,7 @@ class GRUMetaModel(MetaModel):
         self.token_dim = token_dim
         if spec.inputs.kind == "ids":
             self.token_embedding = nn.Embedding(spec.inputs.size, token_dim)
+            nn.init.normal_(self.token_embedding.weight, std=TOKEN_STD)
             input_dim = token_dim
         else:
             input_dim = spec.inputs.size

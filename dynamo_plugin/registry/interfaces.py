@@ -66,7 +66,6 @@ class MetaModel(nn.Module, abc.ABC):
 
     spec: PopulationSpec
     """What it was built for."""
-    spec: PopulationSpec
     embedding_dim: int
     units: int
     """Width of the hidden state, the source space of the state maps."""

@@ -102,7 +102,7 @@ def plain_json(value: object, what: str) -> Any:
         It cannot be written as JSON: another type, NaN or infinity, lone surrogates.
     """
     try:
-        text = canonical(value)
+        text = json.dumps(value, allow_nan=False)
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInput(

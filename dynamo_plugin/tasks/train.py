@@ -147,9 +147,7 @@ def _losses(outputs: Tensor, targets: Tensor, lengths: Tensor | None, loss: Task
             f"{loss!r}, got {tuple(targets.shape[2:])}."
         )
     if loss == "cross_entropy":
-        flat = F.cross_entropy(
-            outputs.flatten(0, -2), targets.flatten().long(), reduction="none"
-        )
+        flat = F.cross_entropy(outputs.flatten(0, -2), targets.flatten().long(), reduction="none")
         entries = flat.view(targets.shape)
     else:
         entries = (outputs - targets).square().mean(-1)

@@ -35,18 +35,20 @@ class FitConfig:
     of at least two entries, taken as logits, and `mse` elsewhere."""
     output_weight: float = 1.0
     """The weight lambda of the output loss."""
-    steps: int = 1000
+    steps: int = 500
     """Optimiser steps."""
-    batch_size: int = 16
+    batch_size: int = 32
     """Sequences per step; every model of the step sees all of them."""
     models_per_step: int | None = None
     """Models per step, drawn without replacement; None for all."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 1e-2
     """Peak rate of Adam for the meta-model and the state maps."""
     theta_learning_rate: float | None = None
     """Peak rate for the thetas; None for learning_rate."""
-    theta_decay: float = 1e-2
-    """Adds theta_decay / 2 |theta_n|^2 to the loss of model n."""
+    theta_decay: float = 0.1
+    """Adds theta_decay / 2 |theta_n|^2 to the loss of model n, which starts near 1 where the
+    hidden loss is normalised. Too little, and networks that are the same but for a permutation of
+    their units are no longer neighbours."""
     theta_std: float = 0.01
     """Standard deviation of the initial thetas. At 1 they keep their random places."""
     warmup: int = 10

@@ -108,7 +108,7 @@ def test_some_models_per_step(small: Population) -> None:
 def test_what_was_left_to_default_is_recorded(small: Population) -> None:
     config = _fit(small, steps=1).config
     assert config.output_loss == {small.population_spec.outputs[0].group: "kl"}
-    assert config.family_options == {"units": 16, "token_dim": 64}
+    assert config.family_options == {"units": 16, "token_dim": 128}
     assert config.theta_learning_rate == config.learning_rate
 
 
