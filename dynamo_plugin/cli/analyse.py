@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dynamo_plugin.cli._options import parse_options
 from dynamo_plugin.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def command(
     option: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="KEY=VALUE", help="Option of the analysis; the value is JSON, or else text."
+            metavar="NAME=VALUE", help="Option of the analysis; the value is JSON, or else text."
         ),
     ] = None,
     population: Annotated[
@@ -63,7 +64,7 @@ def command(
       dynamo-plugin analyse clusters embedding --labels architecture --json
       dynamo-plugin analyse clusters embedding --option clusters=4 --plot clusters.html
     """
-    options = _options(option or [])
+    options = parse_options(option or [], flag="--option")
     if labels is not None:
         if "labels" in options:
             raise InvalidInput("Labels are given twice, by --labels and by --option. Give one.")
@@ -90,21 +91,6 @@ def command(
         typer.echo(json.dumps({"summary": result.summary(), "table": rows}, indent=2))
     else:
         typer.echo(_shown(table))
-
-
-def _options(given: list[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    for text in given:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise typer.BadParameter(f"Expected KEY=VALUE, got {text!r}.", param_hint="--option")
-        if key in options:
-            raise typer.BadParameter(f"{key!r} is given twice.", param_hint="--option")
-        try:
-            options[key] = json.loads(value)
-        except json.JSONDecodeError:
-            options[key] = value
-    return options
 
 
 def _shown(table: pd.DataFrame) -> str:

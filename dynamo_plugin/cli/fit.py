@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dynamo_plugin.cli._options import parse_options
+
 __all__ = ["command"]
 
 
@@ -21,8 +23,8 @@ def command(
     ] = Path("embedding"),
     family: Annotated[str, typer.Option(help="Meta-model family.")] = "gru",
     embedding_dim: Annotated[int, typer.Option(help="Length of theta.")] = 16,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per step.")] = None,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 500,
+    batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 32,
     hidden_loss: Annotated[str, typer.Option(help="Distance between hidden states.")] = "l2",
     output_loss: Annotated[
         str | None,
@@ -58,52 +60,37 @@ def command(
       dynamo-plugin fit population.zarr --steps 2000 --seed 1 --json
       dynamo-plugin fit population.zarr --set family_options='{"units": 256}' --set held_out=0.1
     """
-    from dynamo_plugin.embedding import fit
-    from dynamo_plugin.embedding.saving import require_writable
-    from dynamo_plugin.store import open_population
-
     settings: dict[str, Any] = {
         "family": family,
         "embedding_dim": embedding_dim,
+        "steps": steps,
+        "batch_size": batch_size,
         "hidden_loss": hidden_loss,
         "output_loss": output_loss,
         "output_weight": output_weight,
         "seed": seed,
-        **_parse_settings(option or []),
+        **parse_options(option or [], flag="--set"),
     }
-    settings |= {
-        name: value
-        for name, value in (("steps", steps), ("batch_size", batch_size))
-        if value is not None
-    }
+
+    from dynamo_plugin.analyses import analyse
+    from dynamo_plugin.embedding import fit
+    from dynamo_plugin.embedding.saving import require_writable
+    from dynamo_plugin.store import open_population
+
     require_writable(output, overwrite=overwrite)  # before the work, not after it
     population = open_population(store, allow_incomplete=allow_incomplete)
     embedding = fit(population, device=device, progress=not quiet, **settings)
     folder = embedding.save(output, overwrite=overwrite)
-    last = embedding.history.iloc[-1]
+    fidelity = analyse("fidelity", embedding).to_dataframe()
     summary = {
         "embedding": str(folder),
         "models": len(embedding),
         "embedding_dim": int(embedding.thetas.shape[1]),
         "steps": embedding.config.steps,
-        "held_out_hidden_r2": float(last["held_out_hidden_r2"]),
-        "held_out_output_agreement": float(last["held_out_output_agreement"]),
+        "held_out_hidden_r2": float(fidelity["hidden_r2"].mean()),
+        "held_out_output_agreement": float(fidelity["output_agreement"].mean()),
     }
     if as_json:
         typer.echo(json.dumps(summary, indent=2))
     else:
         typer.echo("\n".join(f"{name:26}{value}" for name, value in summary.items()))
-
-
-def _parse_settings(pairs: list[str]) -> dict[str, Any]:
-    """Turn NAME=VALUE into settings; a value that is not JSON is taken as text."""
-    settings: dict[str, Any] = {}
-    for pair in pairs:
-        name, separator, text = pair.partition("=")
-        if not separator or not name:
-            raise typer.BadParameter(f"expected NAME=VALUE, got {pair!r}", param_hint="--set")
-        try:
-            settings[name.replace("-", "_")] = json.loads(text)
-        except json.JSONDecodeError:
-            settings[name.replace("-", "_")] = text
-    return settings

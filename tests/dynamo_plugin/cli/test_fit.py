@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import dynamo_plugin as dp
+from dynamo_plugin.cli import fit
+from dynamo_plugin.cli._app import app
+from dynamo_plugin.cli._exit import ExitCode
+from dynamo_plugin.training import FitConfig
+
+QUICK = ("--steps", "3", "--embedding-dim", "2", "--set", 'family_options={"units": 4}', "--quiet")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["fit", *map(str, arguments)])
+
+
+@pytest.fixture
+def store(saved_embedding: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(saved_embedding / "population.zarr", tmp_path / "population.zarr"))
+
+
+def test_writes_an_embedding_and_says_how_good_it_is(store: Path, tmp_path: Path) -> None:
+    result = run(store, "--output", tmp_path / "e", *QUICK, "--seed", 4, "--json")
+    assert result.exit_code == ExitCode.OK, result.stderr
+    printed = json.loads(result.stdout)
+    embedding = dp.load_embedding(tmp_path / "e")
+    assert (embedding.config.seed, embedding.config.steps) == (4, 3)
+    assert embedding.config.family_options["units"] == 4
+    fidelity = dp.analyse("fidelity", embedding).to_dataframe()
+    assert printed["models"] == 5
+    assert printed["held_out_hidden_r2"] == pytest.approx(fidelity["hidden_r2"].mean())
+
+
+def test_an_embedding_that_is_there_stays(store: Path, tmp_path: Path) -> None:
+    assert run(store, "--output", tmp_path / "e", *QUICK).exit_code == ExitCode.OK
+    before = (tmp_path / "e" / "embedding.json").read_bytes()
+    again = run(store, "--output", tmp_path / "e", *QUICK, "--seed", 1)
+    assert again.exit_code == ExitCode.ERROR
+    assert "There is an embedding at" in again.stderr
+    assert (tmp_path / "e" / "embedding.json").read_bytes() == before
+    assert run(store, "--output", tmp_path / "e", *QUICK, "--seed", 1, "--overwrite").exit_code == 0
+    assert (tmp_path / "e" / "embedding.json").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "code"),
+    [
+        (("--family", "grue"), "Did you mean 'gru'", ExitCode.ERROR),
+        (("--set", "theta_dekay=1"), "Did you mean 'theta_decay'", ExitCode.ERROR),
+        (("--set", "theta_decay"), "Expected NAME=VALUE", ExitCode.USAGE),
+        (("--set", "held_out=0.1", "--set", "held_out=0.2"), "given twice", ExitCode.USAGE),
+    ],
+)
+def test_bad_settings(
+    store: Path, tmp_path: Path, arguments: tuple[str, ...], message: str, code: ExitCode
+) -> None:
+    result = run(store, "--output", tmp_path / "e", "--quiet", *arguments)
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not (tmp_path / "e").exists()
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    defaults = FitConfig()
+    for name, parameter in inspect.signature(fit.command).parameters.items():
+        if hasattr(defaults, name):
+            assert parameter.default == getattr(defaults, name), name
