@@ -217,7 +217,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vocabulary", type=int, default=5000, help="distinct ids")
     parser.add_argument("--tokens", type=int, default=80, help="words kept, from the end")
     parser.add_argument("--network-steps", type=int, default=600, help="updates of a network")
-    parser.add_argument("--capture", type=int, default=1000, help="reviews to capture on")
+    parser.add_argument("--capture", type=int, default=4000, help="reviews to capture on")
     parser.add_argument("--steps", type=int, default=500, help="updates of the meta-model")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     return parser.parse_args()

@@ -100,10 +100,10 @@ class FitConfig:
     def from_options(cls, options: Mapping[str, Any]) -> FitConfig:
         """Build from keyword arguments; a misspelled name is an error that suggests.
 
-        >>> FitConfig.from_options({"step": 10})
+        >>> FitConfig.from_options({"theta_dekay": 10})
         Traceback (most recent call last):
             ...
-        dynamo_plugin.errors.InvalidConfig: Unknown setting 'step'. Did you mean 'steps'? ...
+        dynamo_plugin.errors.InvalidConfig: Unknown setting 'theta_dekay'. Did you mean ...
         """
         known = {f.name for f in dataclasses.fields(cls)}
         for name in options:
