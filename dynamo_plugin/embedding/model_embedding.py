@@ -231,7 +231,8 @@ class ModelEmbedding:
         return bound
 
     def _render_theta(self, which: object, output_group: str | None) -> RenderedNetwork:
-        theta = torch.as_tensor(np.asarray(which), dtype=torch.float32)
+        given = which.detach().cpu() if isinstance(which, Tensor) else np.asarray(which)
+        theta = torch.as_tensor(given, dtype=torch.float32)
         dim = self.thetas.shape[1]
         if theta.ndim not in (1, 2) or theta.shape[-1] != dim or theta.numel() == 0:
             raise InvalidInput(

@@ -133,7 +133,7 @@ class _Residuals:
 
     def add(self, models: Tensor, target: Tensor, prediction: Tensor, mask: Tensor) -> None:
         """Join a batch: (model, sample, time, unit) values, of which those under mask count."""
-        target = target.double().cpu()
+        target = target.cpu().double()
         counted = mask.expand_as(target).cpu()
         weight = counted.double()
         count = weight.sum((1, 2))
@@ -145,7 +145,7 @@ class _Residuals:
         self.mean[models] += shift * count / joined
         self.count[models] += count
         self.residual[models] += (
-            ((target - prediction.double().cpu()) * weight).square().sum((1, 2))
+            ((target - prediction.cpu().double()) * weight).square().sum((1, 2))
         )
 
     def r2(self) -> Tensor:

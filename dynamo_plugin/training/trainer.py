@@ -27,6 +27,11 @@ __all__ = ["FittedModels", "choose_output_losses", "train"]
 HISTORY_ROWS = 25
 """How often a fit looks at held-out samples and writes a line of history."""
 
+ROW_STEPS_PER_PASS = 400_000
+"""Models x sequences x time steps that go through forward and backward at once. A step over more
+than that is made of several passes whose gradients add up, which bounds its memory: a pass keeps
+about 50 bytes per meta unit and row step."""
+
 HISTORY_SAMPLES = 64
 """Held-out samples of each such look; the figures of a finished fit use all of them."""
 
@@ -140,19 +145,14 @@ def train(
         disable=not progress,
     )
     for step, (models, samples) in enumerate(bar, start=1):
-        batch = targets.batch(models, samples)
-        here = models.to(device)
-        terms = objective(batch, here)
-        hidden, output = terms.hidden.mean(), terms.output.mean()
-        penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1).mean()
         optimiser.zero_grad(set_to_none=True)
-        (hidden + config.output_weight * output + penalty).backward()
+        losses = _accumulate(objective, targets, models, samples, config)
         norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), config.clip)
         if not torch.isfinite(norm):
-            raise _diverged(population, step, models, samples, terms.hidden + terms.output)
+            raise _diverged(population, step, models, samples, losses.sum(0))
         optimiser.step()
         schedule.step()
-        sums += torch.stack([hidden.detach(), output.detach()])
+        sums += losses.mean(1)
         since += 1
         if step % interval == 0 or step == config.steps:
             looked = evaluate(
@@ -194,6 +194,23 @@ def train(
         held_out,
         config,
     )
+
+
+def _accumulate(
+    objective: Objective, targets: Targets, models: Tensor, samples: Tensor, config: FitConfig
+) -> Tensor:
+    """Add the gradient of one step; return the hidden and output losses, (2, model)."""
+    longest = int(targets.population.lengths[samples.numpy()].max())
+    per_pass = max(ROW_STEPS_PER_PASS // (len(samples) * longest), 1)
+    losses = []
+    for part in models.split(per_pass):
+        here = part.to(objective.thetas.device)
+        terms = objective(targets.batch(part, samples), here)
+        penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
+        loss = terms.hidden + config.output_weight * terms.output + penalty
+        (loss.sum() / len(models)).backward()
+        losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
+    return torch.cat(losses, dim=1)
 
 
 def _build(

@@ -12,7 +12,7 @@ from torch import nn
 
 from dynamo_plugin.errors import DivergedFit, InvalidConfig, InvalidInput, UnknownName
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import FitConfig, FittedModels, train
+from dynamo_plugin.training import FitConfig, FittedModels, train, trainer
 
 CPU = torch.device("cpu")
 SAMPLES, TIME = 40, 6
@@ -103,6 +103,14 @@ def test_some_models_per_step(small: Population) -> None:
     fitted = _fit(small, models_per_step=1, steps=30)
     assert np.isfinite([row["loss"] for row in fitted.history]).all()
     assert bool((fitted.thetas.norm(dim=1) > 0).all())
+
+
+def test_a_step_in_several_passes_is_the_same_step(
+    small: Population, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _fit(small, steps=20)
+    monkeypatch.setattr(trainer, "ROW_STEPS_PER_PASS", 1)
+    torch.testing.assert_close(_fit(small, steps=20).thetas, whole.thetas, rtol=1e-3, atol=1e-5)
 
 
 def test_what_was_left_to_default_is_recorded(small: Population) -> None:
