@@ -128,7 +128,7 @@ def average(
 ) -> AverageResult:
     """Render the centroid of each group of models, and score it on the task beside its members.
 
-    Model averaging of Cotler et al. 2023 (arXiv:2302.14078, section 3.2): the meta-model at the
+    Model averaging of Cotler et al. 2023 (arXiv:2302.14078): the meta-model at the
     mean theta of some networks is a network of its own. Scores are computed on held-out samples:
     accuracy for integer targets (the largest logit decides, the sign of a single one), R2 for
     real ones.

@@ -120,7 +120,7 @@ def fidelity(
     The coefficient of determination of the hidden states, 1 - sum |h - V(h~)|^2 / sum |h - mean|^2
     over steps and units, and the agreement of the outputs: the share of equal decisions where
     outputs are logits, R2 where they are numbers. The check that a model embedding stands on
-    (Cotler et al. 2023, arXiv:2302.14078, section 2.3): thetas of networks that are not emulated
+    (Cotler et al. 2023, arXiv:2302.14078): thetas of networks that are not emulated
     say nothing about them.
 
     Beside it stands a baseline: the same figure when all models of an output group are run at

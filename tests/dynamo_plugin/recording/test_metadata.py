@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from dynamo_plugin.errors import InvalidInput
+from dynamo_plugin.recording import capture
 from dynamo_plugin.recording.metadata import as_metadata
 
 
@@ -83,3 +85,10 @@ def test_integers_beside_floats_stay_integers() -> None:
 def test_bad_metadata_is_refused(metadata: Any, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         as_metadata(metadata, ["a", "b"])
+
+
+def test_columns_keep_their_order_in_the_store() -> None:
+    models = {"a": torch.nn.GRU(1, 2, batch_first=True)}
+    table = {"a": {"width": 2, "seed": 0, "architecture": "gru"}}
+    population = capture(models, torch.randn(2, 3, 1), {}, metadata=table, progress=False)
+    assert list(population.metadata.columns) == ["width", "seed", "architecture"]
