@@ -61,6 +61,7 @@ class GRUMetaModel(MetaModel):
         self.embedding_dim = embedding_dim
         self.units = units
         self.token_dim = token_dim
+        self.token_embedding = None
         if spec.inputs.kind == "ids":
             self.token_embedding = nn.Embedding(spec.inputs.size, token_dim)
             nn.init.normal_(self.token_embedding.weight, std=TOKEN_STD)
@@ -108,7 +109,7 @@ class GRUMetaModel(MetaModel):
         Tensor
             (..., token_dim) or (..., feature).
         """
-        if self.spec.inputs.kind == "ids":
+        if self.token_embedding is not None:
             embedded: Tensor = self.token_embedding(inputs)
             return embedded
         return inputs.to(self.weight_input.dtype)

@@ -69,6 +69,9 @@ class MetaModel(nn.Module, abc.ABC):
     embedding_dim: int
     units: int
     """Width of the hidden state, the source space of the state maps."""
+    token_embedding: nn.Embedding | None
+    """What ids are looked up in, so that the trainer can give it initial values; None if the
+    inputs are features, or if the family has none."""
 
     @abc.abstractmethod
     def __init__(self, spec: PopulationSpec, *, embedding_dim: int, **options: Any) -> None: ...

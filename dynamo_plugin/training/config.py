@@ -35,6 +35,10 @@ class FitConfig:
     of at least two entries, taken as logits, and `mse` elsewhere."""
     output_weight: float = 1.0
     """The weight lambda of the output loss."""
+    token_init: Literal["responses", "random"] = "responses"
+    """Where the token embedding starts, if inputs are ids. `responses`: from what each token does
+    to the states of the base models (see `embed_token_responses`). `random`: as the family draws
+    it, which is the paper's way and takes several times as many steps."""
     steps: int = 500
     """Optimiser steps."""
     batch_size: int = 32
@@ -74,6 +78,9 @@ class FitConfig:
         self._require("held_out", 0 < self.held_out < 1, "between 0 and 1")
         self._require(
             "hidden_scale", self.hidden_scale in ("variance", "none"), "'variance' or 'none'"
+        )
+        self._require(
+            "token_init", self.token_init in ("responses", "random"), "'responses' or 'random'"
         )
         # Copies, so that what the caller does to his own mappings later changes nothing here.
         object.__setattr__(self, "family_options", dict(self.family_options))

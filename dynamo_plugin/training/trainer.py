@@ -20,6 +20,7 @@ from dynamo_plugin.training.evaluation import compares_decisions, evaluate
 from dynamo_plugin.training.objective import Objective, OutputTerm
 from dynamo_plugin.training.sampler import draw_batches, split_samples
 from dynamo_plugin.training.targets import Targets
+from dynamo_plugin.training.token_responses import embed_token_responses
 from dynamo_plugin.types import OutputSpec
 
 __all__ = ["FittedModels", "choose_output_losses", "train"]
@@ -245,6 +246,18 @@ def _build(
         thetas = config.theta_std * torch.randn(len(population.ids), config.embedding_dim)
         state_maps = AffineStateMaps(meta_model.units, targets.units)
     mean, scales = targets.state_statistics(training)
+    table = meta_model.token_embedding
+    if table is not None and config.token_init == "responses":
+        table.weight.data.copy_(
+            embed_token_responses(
+                targets,
+                training,
+                scales,
+                vocabulary=table.num_embeddings,
+                token_dim=table.embedding_dim,
+                generator=torch.Generator().manual_seed(config.seed + 2),
+            )
+        )
     state_maps.mean.copy_(mean)
     if config.hidden_scale == "variance":
         state_maps.scale.copy_(scales)

@@ -1,0 +1,113 @@
+"""The initial token embedding against a plain loop and scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+
+from dynamo_plugin.store import Population
+from dynamo_plugin.training import FitConfig, Targets, token_responses, train
+from dynamo_plugin.training.token_responses import embed_token_responses
+
+LENGTHS = [4, 1, 6, 3, 5, 2, 6, 6]
+VOCABULARY = 9  # id 7 never occurs
+WIDTHS = (3, 5)
+
+
+@pytest.fixture(scope="module")
+def population(write_population: Callable[..., Population]) -> Population:
+    rng = np.random.default_rng(0)
+    rows = sum(LENGTHS)
+    ids = rng.choice([0, 1, 2, 3, 4, 5, 6, 8], rows)
+    ids[0] = 8
+    return write_population(
+        {f"m{w}": rng.normal(size=(rows, w)).astype(np.float32) for w in WIDTHS},
+        {f"m{w}": rng.normal(size=(len(LENGTHS), 2)).astype(np.float32) for w in WIDTHS},
+        ids,
+        LENGTHS,
+    )
+
+
+def _embed(population: Population, samples: list[int], token_dim: int) -> torch.Tensor:
+    return embed_token_responses(
+        Targets(population, sites=None, device=torch.device("cpu")),
+        torch.tensor(samples),
+        torch.tensor([2.0, 0.5]),
+        vocabulary=VOCABULARY,
+        token_dim=token_dim,
+        generator=torch.Generator().manual_seed(0),
+    )
+
+
+def _plain(
+    population: Population, samples: list[int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Mean change of both models' scaled states after each token, and the tokens' counts."""
+    responses, counts = np.zeros((VOCABULARY, sum(WIDTHS))), np.zeros(VOCABULARY, np.int64)
+    for sample in samples:
+        start, stop = population.offsets[sample : sample + 2]
+        before = np.zeros(sum(WIDTHS))
+        for row in range(start, stop):
+            now = np.concatenate(
+                [population.states("m3")[row] / 2.0, population.states("m5")[row] / 0.5]
+            )
+            token = population.inputs.values[row]
+            responses[token] += now - before
+            counts[token] += 1
+            before = now
+    return responses / np.maximum(counts, 1)[:, None], counts
+
+
+def test_is_the_count_weighted_pca_of_mean_responses(
+    population: Population, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_responses, "SAMPLES_PER_READ", 3)
+    samples = [0, 2, 3, 5, 6, 7]
+    embedded = _embed(population, samples, token_dim=4).double().numpy()
+    responses, counts = _plain(population, samples)
+    # Weighting a token by its count is showing it to the PCA as often.
+    repeated = np.repeat(responses, counts, axis=0)
+    expected = PCA(n_components=4, svd_solver="full").fit(repeated).transform(responses)
+    expected *= (counts > 0)[:, None]
+    expected *= 0.3 / np.sqrt((expected**2 * counts[:, None]).sum() / counts.sum() / 4)
+    signs = np.sign((embedded * expected).sum(0))
+    np.testing.assert_allclose(embedded, expected * signs, rtol=1e-3, atol=1e-4)
+    assert not embedded[7].any()
+
+
+def test_components_beyond_the_rank_are_zero(population: Population) -> None:
+    embedded = _embed(population, list(range(8)), token_dim=20)
+    assert embedded.shape == (VOCABULARY, 20)
+    assert not embedded[:, 8:].any()
+    assert bool(embedded[:, :7].any(0).all())
+
+
+def test_wide_populations_are_projected(
+    population: Population, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _embed(population, list(range(8)), token_dim=4)
+    monkeypatch.setattr(token_responses, "RESPONSE_DIMS", 6)
+    projected = _embed(population, list(range(8)), token_dim=4)
+    assert bool(torch.isfinite(projected).all())
+    assert not torch.allclose(projected, whole)
+
+
+@pytest.mark.parametrize("token_init", ["responses", "random"])
+def test_a_fit_starts_from_it_if_asked(population: Population, token_init: str) -> None:
+    config = FitConfig.from_options(
+        {
+            "token_init": token_init,
+            "steps": 1,
+            "learning_rate": 1e-12,
+            "family_options": {"units": 4, "token_dim": 3},
+        }
+    )
+    fitted = train(population, config, device=torch.device("cpu"), progress=False)
+    table = fitted.meta_model.token_embedding
+    assert table is not None
+    assert bool(table.weight[7].any()) == (token_init == "random")
