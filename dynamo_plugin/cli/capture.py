@@ -33,7 +33,7 @@ def command(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that record models at the same time.")
     ] = 1,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary as a JSON object.")
     ] = False,

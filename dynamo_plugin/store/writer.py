@@ -110,7 +110,11 @@ class PopulationWriter:
             ours = is_population(location)
             if not overwrite or not ours:
                 what, mend = (
-                    ("a population", "Use resume=True to go on with it, or")
+                    (
+                        "a population",
+                        "Go on with it by resume=True (--resume), replace it by overwrite=True "
+                        "(--overwrite), or",
+                    )
                     if ours
                     else ("something that is not a population", "Move it, or")
                 )
