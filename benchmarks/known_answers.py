@@ -1,6 +1,6 @@
 """Does the embedding find what is known to be there, and nothing where there is nothing?
 
-    python benchmarks/known_answers.py --seeds 0 1 2 [--json FILE]
+    python benchmarks/known_answers.py --seeds 0 1 2 [--only widths] [--json FILE]
 
 - tasks: ten GRUs that hold three bits (flip-flop) and ten that integrate, of differing sizes, on
   the same inputs; and, beside ten of them, a twin whose hidden units are permuted. Do the thetas
@@ -8,6 +8,8 @@
 - scaled: the same population with the states of every other network times ten.
 - null: twelve GRUs of one width on one task that differ in their seed alone, against labels drawn
   at random twenty times. How often is p below 0.05?
+- widths: six GRUs of 32 units and six of 64 on one task. The geometry of their states differs, which
+  need not mean another solution; what comes out is reported, not judged.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from dynamo_plugin.tasks import (
     train_integrator_population,
 )
 
+EXPERIMENTS = ("tasks", "scaled", "null", "widths")
 TWINS_PER_TASK = 5
 LABELLINGS = 20
 
@@ -42,6 +45,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
     parser.add_argument("--steps", type=int, default=500, help="updates of the meta-model")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences per update")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -55,7 +59,7 @@ def main() -> None:
     settings = {"steps": arguments.steps, "batch_size": arguments.batch_size}
     rows = []
     for seed in arguments.seeds:
-        for row in run(seed, settings):
+        for row in run(seed, arguments.only, settings):
             print(json.dumps(row), flush=True)
             rows.append(row)
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -66,8 +70,24 @@ def main() -> None:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
 
-def run(seed: int, settings: dict[str, int]) -> Iterator[dict[str, object]]:
+def run(
+    seed: int, experiments: Sequence[str], settings: dict[str, int]
+) -> Iterator[dict[str, object]]:
     """Yield one row per experiment."""
+    if "tasks" in experiments or "scaled" in experiments:
+        population, twins = _tasks(seed)
+        shown = {"tasks": population, "scaled": _scaled(population, 10.0)}
+        for name in [name for name in shown if name in experiments]:
+            row = _separation(shown[name], twins, seed, settings)
+            yield {"seed": seed, "population": name, **row}
+    if "null" in experiments:
+        yield {"seed": seed, "population": "null", **_null(seed, settings)}
+    if "widths" in experiments:
+        yield {"seed": seed, "population": "widths", **_widths(seed, settings)}
+
+
+def _tasks(seed: int) -> tuple[dp.Population, dict[str, str]]:
+    """Networks on two tasks with some twins: the population, and each network's twin."""
     trained = merge(train_flip_flop_population(seed=seed), train_integrator_population(seed=seed))
     models, groups, twins = dict(trained.models), dict(trained.output_groups), {}
     generator = torch.Generator().manual_seed(seed)
@@ -80,10 +100,7 @@ def run(seed: int, settings: dict[str, int]) -> Iterator[dict[str, object]]:
         models, trained.inputs, {}, output_groups=groups, sample_ids=trained.sample_ids,
         progress=False,
     )  # fmt: skip
-    shown = {"tasks": population, "scaled": _scaled(population, 10.0)}
-    for name, variant in shown.items():
-        yield {"seed": seed, "population": name, **_separation(variant, twins, seed, settings)}
-    yield {"seed": seed, "population": "null", **_null(seed, settings)}
+    return population, twins
 
 
 def _separation(
@@ -148,6 +165,23 @@ def _null(seed: int, settings: dict[str, int]) -> dict[str, object]:
         "hidden_r2": float(fidelity["hidden_r2"].mean()),
         "significant": significant,
         "labellings": LABELLINGS,
+    }
+
+
+def _widths(seed: int, settings: dict[str, int]) -> dict[str, object]:
+    trained = train_flip_flop_population(seed=seed, networks=12, hidden_sizes=(32, 64))
+    population = dp.capture(
+        trained.models, trained.inputs, {}, metadata=trained.metadata, progress=False
+    )
+    embedding = dp.fit(population, seed=seed, **settings, progress=False)
+    clusters = dp.analyse("clusters", embedding, labels="hidden_size").summary()
+    fidelity = dp.analyse("fidelity", embedding).to_dataframe()
+    return {
+        "rand_index": clusters["adjusted_rand"],
+        "silhouette": clusters["label_silhouette"],
+        "p": clusters["label_silhouette_p"],
+        "hidden_r2": float(fidelity["hidden_r2"].mean()),
+        "output_agreement": float(fidelity["output_agreement"].mean()),
     }
 
 
