@@ -8,8 +8,8 @@
 - scaled: the same population with the states of every other network times ten.
 - null: twelve GRUs of one width on one task that differ in their seed alone, against labels drawn
   at random twenty times. How often is p below 0.05?
-- widths: six GRUs of 32 units and six of 64 on one task. The geometry of their states differs, which
-  need not mean another solution; what comes out is reported, not judged.
+- widths: six GRUs of 32 units and six of 64 on one task. The geometry of their states differs,
+  which need not mean another solution; what comes out is reported, not judged.
 """
 
 from __future__ import annotations
