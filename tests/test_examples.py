@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,28 @@ def test_imdb_sentiment_on_reviews_made_here(tmp_path: Path) -> None:
     assert len(population.ids) == 4
     assert dp.load_embedding(tmp_path / "imdb" / "seed-0" / "embedding").ids == population.ids
     assert (tmp_path / "imdb" / "seed-0" / "report.html").stat().st_size > 1e6
+
+
+def test_imdb_sentiment_reads_what_datasets_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets", reason="the `data` extra")
+    for split in ("train", "test"):
+        frame = pd.DataFrame({"text": [f"{split} {i}" for i in range(3)], "label": [0, 1, 0]})
+        frame.to_parquet(tmp_path / f"{split}.parquet")
+
+    def from_local_files(name: str) -> Any:
+        assert name == "imdb"
+        files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "test")}
+        return original("parquet", data_files=files, cache_dir=str(tmp_path / "cache"))
+
+    original = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", from_local_files)
+    example = runpy.run_path(str(EXAMPLES / "imdb_sentiment.py"))
+    reviews = example["load_reviews"](None)
+    assert list(reviews["split"]) == ["train"] * 3 + ["test"] * 3
+    assert list(reviews["text"][:2]) == ["train 0", "train 1"]
+    assert list(reviews["label"]) == [0, 1, 0, 0, 1, 0]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,6 @@ from dynamo_plugin.metamodels import AffineStateMaps
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.training.targets import Targets
-from dynamo_plugin.types import OutputSpec
 
 __all__ = ["Evaluation", "compares_decisions", "evaluate"]
 
@@ -81,7 +81,7 @@ def evaluate(
     outputs = {output.group: output for output in meta_model.spec.outputs}
     hidden = _Residuals(len(thetas), max(state_maps.units))
     real = {
-        group: _Residuals(len(thetas), _size(spec))
+        group: _Residuals(len(thetas), math.prod(spec.shape))
         for group, spec in outputs.items()
         if not decisions[group]
     }
@@ -111,7 +111,7 @@ def evaluate(
                 rows = models[positions.cpu()]
                 if decisions[group]:
                     same = (_decide(emulated) == _decide(target)) & mask
-                    agree[rows] += same.sum((1, 2)).double().cpu()
+                    agree[rows] += same.sum((1, 2)).cpu().double()
                     decided[rows] += float(mask.sum())
                 else:
                     real[group].add(rows, target, emulated, mask[None, ..., None])
@@ -158,13 +158,6 @@ class _Residuals:
         return torch.where(
             constant, (residual <= 0).double(), 1 - residual / total.masked_fill(constant, 1.0)
         )
-
-
-def _size(spec: OutputSpec) -> int:
-    size = 1
-    for extent in spec.shape:
-        size *= extent
-    return size
 
 
 def _decide(logits: Tensor) -> Tensor:

@@ -139,6 +139,18 @@ def test_bad_settings_are_refused(
         _fit(small, **settings)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator")
+def test_an_accelerator_gives_the_same_fit(small: Population) -> None:
+    accelerator = torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    config = FitConfig(embedding_dim=2, steps=60, family_options={"units": 16})
+    there = train(small, config, device=accelerator, progress=False)
+    assert there.thetas.device == CPU
+    here = _fit(small)
+    assert there.history[-1]["loss"] == pytest.approx(here.history[-1]["loss"], rel=0.05)
+
+
 def test_one_model_is_no_population(write_population: Callable[..., Population]) -> None:
     states, outputs, inputs = _networks({"a": 1.0})
     population = write_population(states, outputs, inputs, [TIME] * SAMPLES)
