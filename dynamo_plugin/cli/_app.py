@@ -5,6 +5,8 @@ Nothing imported here may import torch: commands import what they need when they
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Final
 
@@ -107,4 +109,7 @@ for _name, _command in _COMMANDS.items():
 
 def main() -> None:
     """Run the program on `sys.argv` and exit."""
+    if not sys.stderr.isatty():
+        # A terminal redraws its progress bar; a log gets a line of it now and then.
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     app(prog_name="dynamo-plugin")

@@ -180,7 +180,9 @@ def train(
                 }
             )
             bar.set_postfix(
-                hidden=f"{mean_hidden:.3f}", R2=f"{history[-1]['held_out_hidden_r2']:.3f}"
+                refresh=False,
+                hidden=f"{mean_hidden:.3f}",
+                R2=f"{history[-1]['held_out_hidden_r2']:.3f}",
             )
             last_thetas = thetas.clone()
             sums.zero_()

@@ -3,6 +3,8 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,13 @@ def test_bad_settings(
     assert result.exit_code == code
     assert message in result.stderr
     assert not (tmp_path / "e").exists()
+
+
+def test_a_log_gets_few_lines_of_progress(store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dynamo_plugin", "fit", str(store), "--steps", "200"]
+    options = ["--output", str(tmp_path / "e"), *QUICK[2:-1]]
+    done = subprocess.run([*command, *options], check=True, capture_output=True, text=True)
+    assert 1 <= done.stderr.count("step/s") <= 5
 
 
 def test_defaults_are_those_of_the_library() -> None:
