@@ -172,6 +172,7 @@ def train_networks(
     ]
     for network in networks:
         # Words start alike: what tells them apart is then learned from the labels.
+        # PyTorch starts at 1, where rare words stay noise that every state carries.
         network.embedding.weight.data.mul_(arguments.embedding_std)
     stack = StackedRecurrent(networks)
     train_stacked(
