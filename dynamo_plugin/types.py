@@ -29,12 +29,15 @@ RowAxis: TypeAlias = Literal["time", "sample"]
 
 @dataclass(frozen=True, slots=True)
 class SequenceBatch:
-    """Some sequences, padded at the end to the longest of them."""
+    """Some samples: sequences, padded at the end to the longest of them, or single arrays."""
 
     values: Tensor
-    """(sample, time) integer ids, or (sample, time, feature) numbers; padding is zero."""
+    """(sample, time) integer ids or (sample, time, feature) numbers, padded with zeros; without
+    time, (sample, *shape) numbers, such as images."""
     lengths: Tensor
-    """(sample,) int64 on the CPU: how many steps of each row are real."""
+    """(sample,) int64 on the CPU: how many steps of each row are real; 1 without time."""
+    has_time: bool = True
+    """Whether axis 1 of the values is time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +46,18 @@ class SiteSpec:
 
     name: str
     shape: tuple[int, ...]
-    """Shape of one row, for example (units,)."""
+    """Shape of one row: (units,), (channels, height, width), ..."""
     dtype: str
     """NumPy name of the stored dtype: float16, float32 or float64."""
     axis: RowAxis = "time"
+    """`time`: one row per step; `sample`: one per sample, as in feed-forward networks."""
+    source_dtype: str | None = None
+    """torch name of the dtype in which the network computed the state, where another one is
+    stored: bfloat16 and integers are widened, quantised tensors are dequantised."""
+    every: int = 1
+    """Steps 0, every, 2 every, ... of each sample are stored; above 1 only with axis `time`."""
+    reduction: Mapping[str, JSON] | None = None
+    """How rows were made smaller before they were stored; `shape` is that of the result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +92,8 @@ class Trajectory:
     """Hidden states and outputs of one model, or of a meta-model, on a batch of sequences."""
 
     states: Mapping[str, Tensor]
-    """Site name to (sample, time, *row shape); entries past a sequence's length mean nothing."""
+    """Site name to (sample, time, *row shape), where entries past a sequence's length mean
+    nothing; to (sample, *row shape) for sites with one row per sample."""
     outputs: Mapping[str, Tensor]
     """Output group to (sample, *row shape), or (sample, time, *row shape) for per-step outputs."""
     lengths: Tensor
@@ -92,9 +104,13 @@ class Trajectory:
 class InputSpec:
     """What the shared inputs of a population are."""
 
-    kind: Literal["ids", "features"]
+    kind: Literal["ids", "features", "array"]
+    """`ids` and `features`: sequences, with one id or one vector per step. `array`: one array per
+    sample, such as an image, without time."""
     size: int
-    """Number of distinct ids (vocabulary size), or of features per step."""
+    """Number of distinct ids (vocabulary size), of features per step, or of numbers per array."""
+    shape: tuple[int, ...] = ()
+    """Of one array; empty for sequences."""
 
 
 @dataclass(frozen=True, slots=True)

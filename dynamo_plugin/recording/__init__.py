@@ -1,7 +1,6 @@
 """Recording: models and inputs in, a population store out."""
 
 from dynamo_plugin.recording.capturing import capture
-from dynamo_plugin.recording.hashing import model_hash
 from dynamo_plugin.recording.inputs import as_population_inputs
 
-__all__ = ["as_population_inputs", "capture", "model_hash"]
+__all__ = ["as_population_inputs", "capture"]

@@ -16,7 +16,6 @@ from torch import nn
 from dynamo_plugin.errors import CaptureError, DynamoError, InvalidInput, NonFiniteStates
 from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.recording.batching import batches, scatter, windows
-from dynamo_plugin.recording.hashing import model_hash
 
 if TYPE_CHECKING:
     from dynamo_plugin.registry.interfaces import Adapter
@@ -94,7 +93,7 @@ class Recorder:
         spec = adapter.describe(model, self.inputs.batch(longest))
         if task.output_group is not None:
             spec = replace(spec, output=replace(spec.output, group=task.output_group))
-        fingerprint = model_hash(model)
+        fingerprint = adapter.fingerprint(model)
         if task.stored is not None:
             _check_same(task, spec, fingerprint)
             if advance is not None:

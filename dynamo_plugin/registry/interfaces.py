@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
+from dynamo_plugin.registry.fingerprint import model_hash
+
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
@@ -53,8 +55,21 @@ class Adapter(abc.ABC):
         """Run the model and return copies of its hidden states and its output.
 
         `inputs` come sorted by decreasing length. `spec` is what `describe` returned for this
-        model. Every tensor of the result is detached and shares no memory with the model.
+        model. Every tensor of the result is detached and shares no memory with the model; the
+        recorder keeps it without another copy, so contiguous ones (sample first) are cheapest.
         """
+
+    def fingerprint(self, model: Any) -> str:
+        """Return a hash that changes when what the model computes changes.
+
+        By default of its class and `state_dict()`, which suits PyTorch.
+
+        Raises
+        ------
+        UnsupportedModel
+            It has no `state_dict()`; adapters of other frameworks override this method.
+        """
+        return model_hash(model)
 
 
 class MetaModel(nn.Module, abc.ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ class Firing:
 
     count: int = 0
     """How often the module was called."""
-    captured: Any = None
-    """What the reader made of the first call; later calls are counted, not kept."""
+    calls: list[Any] = field(default_factory=list)
+    """What the reader made of each call, as far as calls are kept."""
 
 
 Reader = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
@@ -46,9 +46,12 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def firings(modules: Mapping[str, nn.Module], reader: Reader) -> Iterator[dict[str, Firing]]:
+def firings(
+    modules: Mapping[str, nn.Module], reader: Reader, *, keep: int | None = 1
+) -> Iterator[dict[str, Firing]]:
     """Watch modules; yield what fired, in order of the first call of each.
 
+    The first `keep` calls of each module are read, all of them if None; the others are counted.
     Hooks are removed by handle when the context is left, whatever happened inside.
     """
     fired: dict[str, Firing] = {}
@@ -58,8 +61,8 @@ def firings(modules: Mapping[str, nn.Module], reader: Reader) -> Iterator[dict[s
         def hook(module: nn.Module, arguments: Any, keywords: dict[str, Any], result: Any) -> None:
             firing = fired.setdefault(name, Firing())
             firing.count += 1
-            if firing.count == 1:
-                firing.captured = reader(module, tuple(arguments), keywords, result)
+            if keep is None or firing.count <= keep:
+                firing.calls.append(reader(module, tuple(arguments), keywords, result))
 
         return hook
 

@@ -30,8 +30,12 @@ def full_probe(inputs: SequenceBatch, *, samples: int, time: int) -> SequenceBat
     """Return a batch without padding, made of the longest of the given sequences.
 
     Sequences are repeated where there are too few, and cut or extended by repeating the last
-    step where `time` asks for it.
+    step where `time` asks for it. Inputs without time are only repeated.
     """
+    if not inputs.has_time:
+        chosen = torch.arange(samples) % len(inputs.values)
+        lengths = torch.ones(samples, dtype=torch.int64)
+        return SequenceBatch(inputs.values[chosen], lengths, has_time=False)
     longest = int(inputs.lengths.max())
     rows = (inputs.lengths == longest).nonzero()[:, 0]
     chosen = rows[torch.arange(samples) % len(rows)]
@@ -55,22 +59,34 @@ def ragged_probe(full: SequenceBatch) -> tuple[SequenceBatch, list[SequenceBatch
 
 
 def axis_roles(
-    first: Tensor, second: Tensor, sizes: Sequence[tuple[int, int]]
+    first: Tensor,
+    second: Tensor,
+    sizes: Sequence[tuple[int, int]],
+    *,
+    what: str = "the output",
+    unit_axes: int | None = 1,
+    mend: str = "Choose another part of the result with output=, or reshape it in forward=.",
 ) -> tuple[AxisRole, ...]:
-    """Say what each axis of an output is, from two runs on batches of different sizes.
+    """Say what each axis of a tensor is, from two runs on batches of different sizes.
 
     Parameters
     ----------
     first, second
-        Output of the same model on two batches without padding.
+        What the same model gave on two batches without padding.
     sizes
         (samples, time) of the two batches. Sample counts differ; a time never equals a sample
-        count.
+        count. Where inputs have no time, the times are 0, which no axis is long.
+    what
+        What messages call the tensor.
+    unit_axes
+        Most axes that follow neither; None for any number, such as those of feature maps.
+    mend
+        How to mend it, for messages.
 
     Returns
     -------
     tuple of str
-        One of `sample`, `time` and `unit` per axis: sample once, the others at most once.
+        One of `sample`, `time` and `unit` per axis: sample once, time at most once.
 
     Raises
     ------
@@ -82,11 +98,11 @@ def axis_roles(
     came = f"shapes {tuple(first.shape)} and {tuple(second.shape)} for inputs of " + " and ".join(
         f"{sample} samples x {time} steps" for sample, time in sizes
     )
+    most = "any number" if unit_axes is None else f"at most {unit_axes}"
     expected = (
-        "expected one axis per sample, at most one per time step and at most one of units, in "
-        "any order, such as (sample, unit) or (sample, time, unit)"
+        f"expected one axis of samples, at most one of time steps and {most} of units, in any "
+        "order, such as (sample, unit) or (sample, time, unit)"
     )
-    mend = "Choose another part of the result with output=, or reshape it in forward=."
     roles: list[AxisRole] = []
     for pair in zip(first.shape, second.shape, strict=False):
         if pair == samples:
@@ -94,7 +110,7 @@ def axis_roles(
         elif pair == times:
             if times[0] == times[1]:
                 raise CaptureError(
-                    f"the output has {came}: an axis of {pair[0]} may be the time steps or the "
+                    f"{what} has {came}: an axis of {pair[0]} may be the time steps or the "
                     "units, and the model cannot be run on another number of steps to find out. "
                     "Return (sample, unit) or (sample, time, unit) of another size from forward=."
                 )
@@ -103,29 +119,34 @@ def axis_roles(
             roles.append("unit")
         else:
             raise CaptureError(
-                f"the output has {came}: axis {len(roles)} follows neither. {expected}. {mend}"
+                f"{what} has {came}: axis {len(roles)} follows neither. {expected}. {mend}"
             )
     if (
         first.dim() != second.dim()
         or roles.count("sample") != 1
         or roles.count("time") > 1
-        or roles.count("unit") > 1
+        or (unit_axes is not None and roles.count("unit") > unit_axes)
     ):
-        raise CaptureError(f"the output has {came}; {expected}. {mend}")
+        raise CaptureError(f"{what} has {came}; {expected}. {mend}")
     return tuple(roles)
 
 
-def arranged(output: Tensor, roles: Sequence[str]) -> Tensor:
-    """Return the output as (sample, unit) or (sample, time, unit).
+def arranged(output: Tensor, roles: Sequence[str], *, what: str = "the output") -> Tensor:
+    """Return a tensor as (sample, units...) or (sample, time, units...), one unit if it has none.
 
     >>> arranged(torch.zeros(7, 2), ["time", "sample"]).shape
     torch.Size([2, 7, 1])
     """
     if output.dim() != len(roles):
         raise CaptureError(
-            f"the output has shape {tuple(output.shape)}; on the first samples it had the axes "
-            f"({', '.join(roles)}). The model must return the same kind of output every time."
+            f"{what} has shape {tuple(output.shape)}; on the first samples it had the axes "
+            f"({', '.join(roles)}). The model must give the same kind of result every time."
         )
-    order = [roles.index(role) for role in ("sample", "time", "unit") if role in roles]
+    order = [
+        axis
+        for role in ("sample", "time", "unit")
+        for axis, found in enumerate(roles)
+        if found == role
+    ]
     output = output.permute(order)
     return output if "unit" in roles else output.unsqueeze(-1)

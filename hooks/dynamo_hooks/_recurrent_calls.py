@@ -81,7 +81,7 @@ def checked_call(name: str, firing: Firing | None, batch: SequenceBatch) -> Recu
             "once, on whole sequences. Choose other modules with layers=, or give forward= "
             "that runs it once on all steps."
         )
-    call: RecurrentCall = firing.captured
+    call: RecurrentCall = firing.calls[0]
     samples, steps = batch.values.shape[:2]
     if call.samples is None:
         raise CaptureError(

@@ -11,9 +11,22 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from dynamo_plugin.errors import CaptureError, UnknownName, suggest
 
-__all__ = ["close", "copied", "dtype_name", "padded", "select_output", "storable"]
+__all__ = ["close", "copied", "dtype_name", "padded", "select_output", "storable", "stored_state"]
 
 _STORED = {torch.float16: "float16", torch.float32: "float32", torch.float64: "float64"}
+# What NumPy has no dtype for, or what no meta-model is trained on, to one that holds every value.
+_WIDENED = {
+    torch.bfloat16: torch.float32,
+    torch.float8_e4m3fn: torch.float32,
+    torch.float8_e5m2: torch.float32,
+    torch.bool: torch.float32,
+    torch.uint8: torch.float32,
+    torch.int8: torch.float32,
+    torch.int16: torch.float32,
+    torch.int32: torch.float64,
+    torch.int64: torch.float64,
+}
+_EXACT_INTEGERS = 2**53
 _OUTPUT_KEYS = ("logits", "output", "outputs")
 # Relative to the largest entry. The same kernels on other batch shapes; and other kernels, also
 # with TF32 on accelerators.
@@ -24,8 +37,8 @@ _LOOSE_HALF_TOLERANCE = 5e-2
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """Return a detached copy, so that later in-place work of the model cannot reach it."""
-    return tensor.detach().clone()
+    """Return a detached, contiguous copy, so that later in-place work cannot reach it."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def storable(tensor: Tensor, name: str) -> Tensor:
@@ -47,6 +60,42 @@ def storable(tensor: Tensor, name: str) -> Tensor:
         "float32, float64 or bfloat16. Predicted labels cannot be compared smoothly: return the "
         "logits instead, or choose another part of the result with output= or forward=."
     )
+
+
+def stored_state(tensor: Tensor, name: str) -> tuple[Tensor, str | None]:
+    """Return a state in a dtype that NumPy knows, and the name of its own dtype if that differs.
+
+    Every value is kept: bfloat16, float8, integers and truth values are widened; quantised
+    tensors become the numbers that they stand for.
+
+    Raises
+    ------
+    CaptureError
+        The tensor is complex or of an unknown dtype, or holds integers beyond 2**53.
+
+    Examples
+    --------
+    >>> stored_state(torch.tensor([1, 2], dtype=torch.int8), "site 'codes'")
+    (tensor([1., 2.]), 'int8')
+    """
+    own = str(tensor.dtype).removeprefix("torch.")
+    if tensor.dtype in _STORED:
+        return tensor, None
+    if tensor.is_quantized:
+        return tensor.dequantize(), own
+    if tensor.dtype not in _WIDENED:
+        raise CaptureError(
+            f"{name} has dtype {own}; expected floating numbers, integers or a quantised tensor. "
+            "Choose other modules with layers=."
+        )
+    if tensor.dtype == torch.int64 and tensor.numel():
+        low, high = (int(bound) for bound in torch.aminmax(tensor))
+        if max(-low, high) > _EXACT_INTEGERS:
+            raise CaptureError(
+                f"{name} holds integers from {low} to {high}, which float64 cannot keep apart; "
+                "expected none beyond 2**53. Choose other modules with layers=."
+            )
+    return tensor.to(_WIDENED[tensor.dtype]), own
 
 
 def dtype_name(tensor: Tensor) -> str:

@@ -27,6 +27,7 @@ from ._probes import arranged, axis_roles, full_probe, probe_sizes
 from ._recurrent_calls import read_call
 from ._recurrent_reading import Reading, Run, check_repeatable, mixes_lengths, second_run
 from ._tensors import dtype_name, storable
+from ._wrappers import require_hookable, unwrapped
 
 __all__ = ["TorchRecurrentAdapter"]
 
@@ -86,11 +87,12 @@ class TorchRecurrentAdapter(Adapter):
     def supports(self, model: object) -> bool:
         """Return whether the model is a module that holds an `nn.RNN`, `nn.GRU` or `nn.LSTM`.
 
-        A model compiled with `torch.compile` is read through the module that it wraps.
+        A model that `torch.compile`, `DataParallel` or `DistributedDataParallel` wraps is read
+        through the module inside.
         """
         if not isinstance(model, nn.Module):
             return False
-        model = _unwrapped(model)
+        model = unwrapped(model)
         return not isinstance(model, torch.jit.ScriptModule) and bool(_recurrent_modules(model))
 
     def describe(self, model: Any, inputs: SequenceBatch) -> TrajectorySpec:
@@ -120,6 +122,12 @@ class TorchRecurrentAdapter(Adapter):
             inputs, or returns no readable output.
         """
         model = self._checked(model)
+        if not inputs.has_time:
+            raise InvalidInput(
+                f"inputs are one array of shape {tuple(inputs.values.shape[1:])} per sample; a "
+                "recurrent network needs sequences: (sample, time) ids or (sample, time, feature) "
+                "numbers. Add an axis: values[..., None] is one feature per step."
+            )
         available = _recurrent_modules(model)
         chosen = self._chosen(available)
         time = int(inputs.lengths.max())
@@ -217,18 +225,8 @@ class TorchRecurrentAdapter(Adapter):
             raise UnsupportedModel(
                 f"expected a torch.nn.Module with a recurrent module; got {type(given).__name__}."
             )
-        model = _unwrapped(given)
-        for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                fault = "a ScriptModule, which runs without Python hooks"
-            elif hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None):
-                fault = "compiled, so that hooks inside it may not run"
-            else:
-                continue
-            place = f"submodule {name!r}" if name else type(model).__name__
-            raise UnsupportedModel(
-                f"{place} is {fault}. Give the plain module with the same weights."
-            )
+        model = unwrapped(given)
+        require_hookable(model)
         if not _recurrent_modules(model):
             raise UnsupportedModel(
                 f"{type(model).__name__} holds no nn.RNN, nn.GRU or nn.LSTM. Cells that a model "
@@ -287,11 +285,6 @@ class TorchRecurrentAdapter(Adapter):
                 "among those that run, or make the model run it with forward=."
             )
         return running
-
-
-def _unwrapped(model: nn.Module) -> nn.Module:
-    inner = getattr(model, "_orig_mod", None)
-    return inner if isinstance(inner, nn.Module) else model
 
 
 def _recurrent_modules(model: nn.Module) -> dict[str, nn.RNNBase]:

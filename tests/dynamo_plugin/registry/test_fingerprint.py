@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from dynamo_plugin.errors import UnsupportedModel
-from dynamo_plugin.recording import model_hash
+from dynamo_plugin.registry.fingerprint import model_hash
 
 
 class Other(nn.Linear):
