@@ -22,6 +22,7 @@ __all__ = [
     "PluginError",
     "StoreError",
     "StoreExists",
+    "StoreLocked",
     "StoreNotFound",
     "UnknownName",
     "UnsupportedFormat",
@@ -79,6 +80,10 @@ class StoreExists(StoreError, FileExistsError):
 
 class StoreNotFound(StoreError, FileNotFoundError):
     """There is no store or folder at this place."""
+
+
+class StoreLocked(StoreError, BlockingIOError):
+    """Another writer is at work on the store."""
 
 
 class UnsupportedFormat(StoreError, ValueError):

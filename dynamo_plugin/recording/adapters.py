@@ -38,6 +38,14 @@ class AdapterChoice:
                 f"{type(self.adapter).__name__}."
             )
 
+    def supports(self, source: object) -> bool:
+        """Return whether an adapter takes this object as a model, as it is."""
+        try:
+            self.of(source)
+        except UnsupportedModel:
+            return False
+        return True
+
     def of(self, model: object) -> Adapter:
         """Return the adapter for a model.
 

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
-import pickle
+import hashlib
+import inspect
 import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import (
-    Executor,
-    Future,
-    ProcessPoolExecutor,
-    ThreadPoolExecutor,
-    as_completed,
-    wait,
-)
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+import torch
 from tqdm import tqdm
 
-from dynamo_plugin.errors import DynamoError, InvalidInput, StoreNotFound, suggest
+from dynamo_plugin.errors import (
+    CaptureError,
+    DynamoError,
+    InvalidInput,
+    StoreNotFound,
+    suggest,
+)
 from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.recording.inputs import as_population_inputs
 from dynamo_plugin.recording.metadata import Metadata, as_metadata
-from dynamo_plugin.recording.recorder import ModelSource, ModelTask, Recorder, named_error
-from dynamo_plugin.store import Population, PopulationWriter, StoreLike, open_population
+from dynamo_plugin.recording.recorder import ModelSource, ModelTask, Recorder
+from dynamo_plugin.recording.reducing import Reductions
+from dynamo_plugin.recording.running import (
+    check_separate,
+    leaves_process,
+    run_here,
+    run_in_processes,
+    run_on_executor,
+)
+from dynamo_plugin.store import (
+    Population,
+    PopulationInputs,
+    PopulationWriter,
+    Share,
+    StoredInputs,
+    StoreLike,
+    open_population,
+)
 
 if TYPE_CHECKING:
-    import torch
     from numpy.typing import ArrayLike
     from torch import Tensor
 
@@ -43,8 +58,9 @@ def capture(
     store: StoreLike,
     *,
     metadata: Metadata | None = None,
-    layers: Sequence[str] | None = None,
+    layers: Sequence[str] | Mapping[str, Any] | None = None,
     adapter: str | Adapter | None = None,
+    adapter_options: Mapping[str, Any] | None = None,
     sample_ids: Sequence[str] | None = None,
     lengths: ArrayLike | Tensor | None = None,
     targets: Any = None,
@@ -52,8 +68,14 @@ def capture(
     vocabulary_size: int | None = None,
     batch_size: int = 64,
     executor: Executor | None = None,
+    workers: int = 1,
+    share: Share | tuple[int, int] | None = None,
+    threads: int | None = None,
     resume: bool = False,
+    repair: bool = False,
     overwrite: bool = False,
+    on_error: Literal["raise", "continue"] = "raise",
+    allow_zero: bool = False,
     device: str | torch.device | None = None,
     forward: Callable[[Any, Tensor, Tensor], Any] | None = None,
     output: str | int | None = None,
@@ -61,7 +83,11 @@ def capture(
 ) -> Population:
     """Run every model on the same inputs and store its hidden states and outputs.
 
-    Models are left as they were found: hooks, `training` flags, gradients and device.
+    Models are left as they were found: hooks, `training` flags, gradients and device. Writing
+    overlaps computing. Beside interpreter, one model and one forward pass of a batch, memory holds
+    the inputs (nothing, where they are a memory map), 64 MiB of states that wait to be written,
+    one batch of states and, where samples differ in length, one window of 64 MiB and one block of
+    some 4 MiB per site; that does not grow with the number of samples or models.
 
     Parameters
     ----------
@@ -77,24 +103,43 @@ def capture(
     metadata
         A DataFrame with one row per model, or a mapping from id to a mapping.
     layers
-        Patterns over the paths of the modules to record; by default all that the adapter knows.
+        Patterns over the paths of the modules to record, or a mapping from patterns to what to
+        take of a nested output; by default all that the adapter knows.
     adapter
         Registered name of an adapter, or an adapter; by default the last registered one that
         takes the model.
+    adapter_options
+        Further keyword arguments of the adapter.
     output_groups
         Name of the output group of each model, or one name for all. By default models whose
         outputs have one shape are one group.
     batch_size
         Most samples that a model is shown at once.
     executor
-        Any `concurrent.futures.Executor`; one task per model. Processes need factories that can
-        be pickled and a store outside the memory of this process. The result does not depend on
-        the executor.
+        Any `concurrent.futures.Executor`, also Dask's; one task per model. Executors other than
+        threads need factories that can be pickled and a store outside the memory of this process.
+        The result does not depend on the executor.
+    workers
+        Processes to start for this capture. One that dies is replaced.
+    share
+        (index, count): record only every `count`-th model, from the `index`-th on, beside the
+        writers of the other shares, as in a job array. Whoever comes first begins the population.
+    threads
+        Threads of one operation, on which its last bits may depend; by default those of this
+        process, or of the capture that is resumed.
     resume
-        Go on with the capture that lies at `store`: complete models are kept, after a check that
-        they are the same, the others are recorded.
+        Go on with the capture that lies at `store`: what was committed is kept, after a check that
+        models, inputs and configuration are the same, and the result is, bit for bit, that of an
+        uninterrupted capture.
+    repair
+        As `resume`, and check every byte that is there: what is damaged is recorded again.
     overwrite
         Delete the population that lies at `store` first.
+    on_error
+        `raise` stops at the first model that fails; `continue` records the others and then raises
+        one error that lists all failures.
+    allow_zero
+        Accept sites that are zero at every step of every sample.
     device
         Where models run; they are moved back afterwards. By default where they are.
     forward
@@ -119,6 +164,10 @@ def capture(
         A state or an output is NaN or infinite; names model, site, sample and step.
     StoreExists
         Something lies at `store`, and neither `resume` nor `overwrite` allows for it.
+    StoreLocked
+        Another writer is at work there.
+    StoreError
+        The storage failed, for example because it is full. What was committed stays.
 
     Examples
     --------
@@ -129,10 +178,17 @@ def capture(
     (('a', 'b'), ('lstm',), (24, 5))
     """
     sources = _checked_models(models)
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise InvalidInput(f"batch_size must be a positive integer; got {batch_size!r}.")
-    if resume and overwrite:
-        raise InvalidInput("resume keeps what overwrite deletes; give one of them.")
+    _check_positive(batch_size=batch_size, workers=workers, threads=threads)
+    if (resume or repair) and overwrite:
+        raise InvalidInput("resume and repair keep what overwrite deletes; give one of them.")
+    if share is not None and (overwrite or repair):
+        raise InvalidInput(
+            "a share of the models is recorded beside others, so that it can neither overwrite nor "
+            "repair; do that without share first."
+        )
+    if executor is not None and workers > 1:
+        raise InvalidInput("executor and workers both say where models run; give one of them.")
+    _refuse_autocast()
     rows = as_metadata(metadata, tuple(sources))
     groups = _checked_groups(output_groups, tuple(sources))
     given = as_population_inputs(
@@ -142,58 +198,158 @@ def capture(
         targets=targets,
         vocabulary_size=vocabulary_size,
     )
-    wishes = {
-        "layers": None if layers is None else layers if isinstance(layers, str) else list(layers),
-        "forward": forward,
-        "output": output,
-    }
-    options = {name: value for name, value in wishes.items() if value is not None}
+    options = _adapter_options(adapter_options, layers, forward, output)
     adapters = AdapterChoice(adapter, options)
-    if executor is not None:
-        _check_separate(sources, adapters, across=isinstance(executor, ProcessPoolExecutor))
-    config = _config(adapters, options)
-    writer, stored = None, {}
+    elsewhere = workers > 1 or leaves_process(executor)
+    if executor is not None or elsewhere:
+        check_separate(sources, adapters, elsewhere=elsewhere)
+    config = _config(adapters, options) | {
+        "batch_size": batch_size,
+        "device": None if device is None else str(device),
+    }
+    writer, threads = _opened(
+        store,
+        given,
+        config,
+        list(sources),
+        share=Share(*share) if isinstance(share, tuple) else share,
+        threads=threads,
+        resume=resume or repair,
+        repair=repair,
+        overwrite=overwrite,
+    )
+    failures: list[DynamoError] = []
+    with writer:
+        _check_strangers(writer, sources)
+        tasks = [
+            ModelTask(model_id, index, source, rows[model_id], groups.get(model_id))
+            for index, (model_id, source) in enumerate(sources.items())
+        ]
+        if writer.share is not None:
+            tasks = tasks[writer.share.index :: writer.share.count]
+        seen = StoredInputs(writer.plan.location) if elsewhere else given
+        recorder = Recorder(seen, adapters, Reductions(), batch_size, threads, device)
+        with tqdm(
+            total=len(tasks) * len(given),
+            desc="capture",
+            unit="sample",
+            file=sys.stderr,
+            disable=not progress,
+        ) as bar:
+            run: Callable[..., None] = run_here
+            if executor is not None:
+                run = partial(run_on_executor, executor=executor)
+            elif workers > 1:
+                run = partial(run_in_processes, workers=workers)
+            run(
+                recorder=recorder,
+                writer=writer,
+                tasks=tasks,
+                allow_zero=allow_zero,
+                advance=bar.update,
+                failed=failures.append if on_error == "continue" else _raise,
+            )
+    if failures:
+        raise _summary(failures, len(tasks))
+    return open_population(store, allow_incomplete=writer.share is not None)
+
+
+def _raise(error: DynamoError) -> None:
+    raise error
+
+
+def _summary(failures: Sequence[DynamoError], models: int) -> DynamoError:
+    """Return one error for all models that failed."""
+    if len(failures) == 1:
+        return failures[0]
+    lines = "\n".join(f"  {failure}" for failure in failures)
+    return CaptureError(
+        f"{len(failures)} of {models} models could not be recorded; the others are complete. Mend "
+        f"them and go on with resume=True, or open the population with allow_incomplete=True:\n"
+        f"{lines}"
+    )
+
+
+def _check_positive(**values: int | None) -> None:
+    for name, value in values.items():
+        if value is None and name == "threads":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidInput(f"{name} must be a positive integer; got {value!r}.")
+
+
+def _refuse_autocast() -> None:
+    kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if any(torch.is_autocast_enabled(kind) for kind in kinds):
+        raise InvalidInput(
+            "capture was called inside torch.autocast, which is not recorded and which other "
+            "processes would not see. Call it outside; models may use autocast in their forward, "
+            "or give forward= that does."
+        )
+
+
+def _adapter_options(
+    given: Mapping[str, Any] | None,
+    layers: Sequence[str] | Mapping[str, Any] | None,
+    forward: Callable[..., Any] | None,
+    output: str | int | None,
+) -> dict[str, Any]:
+    """Return the keyword arguments with which adapters are built."""
+    options = dict(given or {})
+    if layers is not None:
+        keep = isinstance(layers, str | Mapping)
+        options["layers"] = layers if keep else list(layers)
+    if forward is not None:
+        options["forward"] = forward
+    if output is not None:
+        options["output"] = output
+    return options
+
+
+def _opened(
+    store: StoreLike,
+    inputs: PopulationInputs,
+    config: dict[str, JSON],
+    models: list[str],
+    *,
+    share: Share | None,
+    threads: int | None,
+    resume: bool,
+    repair: bool,
+    overwrite: bool,
+) -> tuple[PopulationWriter, int]:
+    """Begin a population or go on with one; also return the threads of one operation."""
+    begun = None
+    if resume or share is not None:
+        begun = PopulationWriter.config_of(store)
+    if threads is None:
+        found = (begun or {}).get("threads")
+        threads = found if type(found) is int else torch.get_num_threads()
+    config = config | {"threads": threads}
+    if share is not None:
+        writer = PopulationWriter.join(store, inputs, config=config, models=models, share=share)
+        return writer, threads
     if resume:
         try:
-            writer = PopulationWriter.resume(store, given, config=config, models=list(sources))
-            stored = writer.models()
+            writer = PopulationWriter.resume(
+                store, inputs, config=config, models=models, repair=repair
+            )
+            return writer, threads
         except StoreNotFound:
             pass  # nothing was begun: begin
-    if writer is None:
-        writer = PopulationWriter.create(
-            store, given, config=config, models=list(sources), overwrite=overwrite
-        )
-    strangers = [model_id for model_id in stored if model_id not in sources]
+    writer = PopulationWriter.create(
+        store, inputs, config=config, models=models, overwrite=overwrite
+    )
+    return writer, threads
+
+
+def _check_strangers(writer: PopulationWriter, sources: Mapping[str, ModelSource]) -> None:
+    strangers = [model_id for model_id in writer.models() if model_id not in sources]
     if strangers:
         raise InvalidInput(
             f"the store holds models that were not given: {', '.join(map(repr, strangers[:10]))}. "
             "Give them too, or capture into another store."
         )
-    tasks = [
-        ModelTask(
-            id=model_id,
-            index=index,
-            source=source,
-            metadata=rows[model_id],
-            output_group=groups.get(model_id),
-            stored=stored[model_id] if model_id in stored and stored[model_id].complete else None,
-        )
-        for index, (model_id, source) in enumerate(sources.items())
-    ]
-    recorder = Recorder(writer, given, adapters, batch_size, device)
-    with tqdm(
-        total=len(tasks) * len(given),
-        desc="capture",
-        unit="sample",
-        file=sys.stderr,
-        disable=not progress,
-    ) as bar:
-        if executor is None:
-            for task in tasks:
-                recorder(task, bar.update)
-        else:
-            _record_all(recorder, tasks, executor, bar.update)
-    return open_population(store)
 
 
 def _checked_models(models: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
@@ -238,86 +394,30 @@ def _config(adapters: AdapterChoice, options: Mapping[str, Any]) -> dict[str, JS
     """Return what decides how states are read, so that a resumed capture reads them alike."""
     chosen = adapters.adapter
     kind = type(chosen)
-    forward = options.get("forward")
-    return {
+    config: dict[str, JSON] = {
         "adapter": chosen
         if chosen is None or isinstance(chosen, str)
         else f"{kind.__module__}.{kind.__qualname__}",
-        "layers": options.get("layers"),
-        "forward": forward and getattr(forward, "__qualname__", type(forward).__qualname__),
-        "output": options.get("output"),
+        "layers": None,
+        "forward": None,
+        "output": None,
     }
+    return config | {name: _as_json(value) for name, value in options.items()}
 
 
-def _check_separate(
-    sources: Mapping[str, ModelSource], adapters: AdapterChoice, *, across: bool
-) -> None:
-    """Refuse models that tasks running at once would share, or cannot be sent to."""
-    owners: dict[int, str] = {}
-    for model_id, source in sources.items():
-        if isinstance(source, nn.Module):
-            if across:
-                raise InvalidInput(
-                    f"model {model_id!r} is a built {type(source).__name__}; processes need a "
-                    "factory that can be pickled, such as a function of a module or a "
-                    "functools.partial of one. Use threads for models that are built already."
-                )
-            for module in source.modules():
-                owner = owners.setdefault(id(module), model_id)
-                if owner != model_id:
-                    raise InvalidInput(
-                        f"models {owner!r} and {model_id!r} share a {type(module).__name__}, "
-                        "which cannot run in two tasks at once; leave executor out."
-                    )
-        elif across:
-            _check_picklable(source, f"the factory of model {model_id!r}")
-    if across:
-        _check_picklable(adapters, "the adapter, or forward=,")
-
-
-def _check_picklable(value: object, what: str) -> None:
+def _as_json(value: Any) -> JSON:
+    """Return an option of an adapter as it is stored; functions by name and source."""
+    if value is ...:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    name = getattr(value, "__qualname__", type(value).__qualname__)
     try:
-        pickle.dumps(value)
-    except Exception as error:
-        raise InvalidInput(
-            f"{what} cannot be pickled for another process ({error}). Lambdas and functions "
-            "inside functions cannot; move it to the top of a module, or use threads."
-        ) from error
-
-
-def _record_all(
-    recorder: Recorder,
-    tasks: Iterable[ModelTask],
-    executor: Executor,
-    advance: Callable[[int], object],
-) -> None:
-    """Run one task per model; at the first failure start no more, wait, and raise it."""
-    if isinstance(executor, ProcessPoolExecutor):
-        pickle.dumps(recorder.writer)  # raises where the store lives in this process's memory
-    lock = threading.Lock()
-
-    def advance_in_turn(samples: int) -> None:
-        with lock:
-            advance(samples)
-
-    # Elsewhere than in threads, the bar moves when a model is done.
-    threads = isinstance(executor, ThreadPoolExecutor)
-    futures: dict[Future[None], ModelTask] = {}
-    try:
-        for task in tasks:
-            arguments = (task, advance_in_turn) if threads else (task,)
-            futures[executor.submit(recorder, *arguments)] = task
-        for future in as_completed(futures):
-            try:
-                future.result()
-            except DynamoError:
-                raise
-            except Exception as error:
-                raise named_error(futures[future].id, error) from error
-            if not threads:
-                advance_in_turn(len(recorder.inputs))
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        wait(futures)
-        raise
+        source = inspect.getsource(value)
+    except (OSError, TypeError):
+        return f"{name}"
+    return f"{name} (source {hashlib.sha256(source.encode()).hexdigest()[:16]})"

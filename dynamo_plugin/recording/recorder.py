@@ -1,34 +1,84 @@
-"""Record one model into its group of the store."""
+"""Record one model: run it window by window, and have what it did written block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from math import prod
-from typing import TYPE_CHECKING, Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from dynamo_plugin.errors import CaptureError, DynamoError, InvalidInput, NonFiniteStates
 from dynamo_plugin.recording.adapters import AdapterChoice
-from dynamo_plugin.recording.batching import batches, scatter, windows
+from dynamo_plugin.recording.batching import Batching
+from dynamo_plugin.recording.pump import Pump
+from dynamo_plugin.recording.reducing import Reductions
+from dynamo_plugin.store import (
+    ArrayBlocks,
+    Assembler,
+    BlockRecord,
+    ModelBlocks,
+    are_finite,
+    strided_rows,
+)
 
 if TYPE_CHECKING:
     from dynamo_plugin.registry.interfaces import Adapter
-    from dynamo_plugin.store import ModelStatus, ModelWriter, PopulationInputs, PopulationWriter
-    from dynamo_plugin.types import JSON, OutputSpec, SiteSpec, TrajectorySpec
+    from dynamo_plugin.types import (
+        JSON,
+        OutputSpec,
+        SequenceBatch,
+        SiteSpec,
+        Trajectory,
+        TrajectorySpec,
+    )
 
-__all__ = ["ModelSource", "ModelTask", "Recorder", "named_error"]
+__all__ = ["Inputs", "Ledger", "ModelSource", "ModelTask", "Recorder", "named_error"]
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], Any]"
 """A model, or a factory that makes one when it is called without arguments."""
 
-_WINDOW_BYTES = 64 * 2**20
-_PROBE_SAMPLES = 4
+PROBE_SAMPLES = 4
+"""Samples on which a model is described, the longest ones."""
+
+
+class Inputs(Protocol):
+    """What every model is shown: `PopulationInputs`, or `StoredInputs` where they stay on disk."""
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """(sample + 1,): rows of each sample."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(sample,): steps of each sample."""
+
+    @property
+    def sample_ids(self) -> Sequence[str]:
+        """One per sample."""
+
+    def batch(self, samples: Any) -> SequenceBatch:
+        """Return some samples as tensors."""
+
+
+class Ledger(Protocol):
+    """Keeps the record of what was written of one model."""
+
+    @property
+    def full(self) -> bool:
+        """Whether recording should pause here, to go on later with what is then missing."""
+
+    def begin(
+        self, spec: TrajectorySpec, model_hash: str
+    ) -> tuple[ModelBlocks, Mapping[str, Collection[int]]]:
+        """Return the blocks of the model, and the numbers of those missing by path of array."""
+
+    def commit(self, path: str, record: BlockRecord) -> None:
+        """Note that the data of a block were written. Called from one other thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,38 +91,54 @@ class ModelTask:
     """Its place in the population."""
     source: ModelSource
     """The model, or what makes it."""
-    metadata: Mapping[str, JSON]
+    metadata: Mapping[str, JSON] = field(default_factory=dict)
     """What the user said about it."""
-    output_group: str | None
+    output_group: str | None = None
     """Name of its output group; None to name it after the shape of the output."""
-    stored: ModelStatus | None
-    """What a capture that is now resumed completed under this id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recorder:
-    """Records models, one after the other or several at once, each into its own group."""
+    """Records models, one after the other or several at once. Can be sent to other processes."""
 
-    writer: PopulationWriter
-    """The population being written."""
-    inputs: PopulationInputs
+    inputs: Inputs
     """What every model is shown."""
     adapters: AdapterChoice
     """How models are read."""
+    reductions: Reductions
+    """How states are made smaller before they are stored."""
     batch_size: int
     """Most samples that a model is shown at once."""
-    device: str | torch.device | None
+    threads: int
+    """Threads of one operation, which may decide its last bits."""
+    device: str | torch.device | None = None
     """Where models run; None to leave them where they are."""
 
-    def __call__(self, task: ModelTask, advance: Callable[[int], object] | None = None) -> None:
-        """Record one model.
+    def __call__(
+        self,
+        task: ModelTask,
+        ledger: Ledger,
+        *,
+        advance: Callable[[int], object] = lambda samples: None,
+        model: Any = None,
+    ) -> bool:
+        """Record what is missing of one model.
 
         Parameters
         ----------
         task
             Which model, and where it belongs.
+        ledger
+            Says what is missing, and notes what was written.
         advance
             Called with the number of samples that were recorded since its last call.
+        model
+            What the source of the task made, if that is known.
+
+        Returns
+        -------
+        bool
+            Whether nothing is missing any more; False where the ledger is full.
 
         Raises
         ------
@@ -81,103 +147,162 @@ class Recorder:
             `CaptureError` with that exception as its cause.
         """
         try:
-            model = _made(task.source)
-            with _on_device(model, self.device):
-                self._record(model, task, advance)
+            if model is None:
+                model = self.made(task.source)
+            with _threads(self.threads), _on_device(model, self.device):
+                return self._record(model, task, ledger, advance)
         except Exception as error:
             raise named_error(task.id, error) from error
 
-    def _record(self, model: Any, task: ModelTask, advance: Callable[[int], object] | None) -> None:
-        adapter = self.adapters.of(model)
-        longest = np.argsort(-self.inputs.lengths, kind="stable")[:_PROBE_SAMPLES]
+    def made(self, source: ModelSource) -> Any:
+        """Return the model that a source is or makes."""
+        if isinstance(source, nn.Module) or self.adapters.supports(source):
+            return source
+        model = source()
+        if model is None or isinstance(model, type):
+            raise InvalidInput(
+                f"expected a factory that returns a model; it returned {model!r}. Return an "
+                "instance."
+            )
+        return model
+
+    def describe(self, adapter: Adapter, model: Any, task: ModelTask) -> TrajectorySpec:
+        """Return what the adapter will record of a model, before any reduction."""
+        longest = np.argsort(-self.inputs.lengths, kind="stable")[:PROBE_SAMPLES]
         spec = adapter.describe(model, self.inputs.batch(longest))
         if task.output_group is not None:
             spec = replace(spec, output=replace(spec.output, group=task.output_group))
-        fingerprint = adapter.fingerprint(model)
-        if task.stored is not None:
-            _check_same(task, spec, fingerprint)
-            if advance is not None:
-                advance(len(self.inputs))
-            return
-        writer = self.writer.begin(
-            task.id, spec, metadata=task.metadata, model_hash=fingerprint, index=task.index
-        )
-        for window in self._windows(spec):
-            self._record_window(adapter, model, spec, window, writer, task.id)
-            if advance is not None:
-                advance(len(window))
-        writer.finish()
+        return spec
 
-    def _windows(self, spec: TrajectorySpec) -> Iterator[range]:
-        arrays: list[SiteSpec | OutputSpec] = [*spec.sites, spec.output]
-        row_bytes = sum(prod(each.shape) * np.dtype(each.dtype).itemsize for each in arrays)
-        return windows(
-            self.inputs.offsets,
-            rows=max(_WINDOW_BYTES // max(row_bytes, 1), 1),
-            samples=self.batch_size,
-        )
-
-    def _record_window(
-        self,
-        adapter: Adapter,
-        model: Any,
-        spec: TrajectorySpec,
-        window: range,
-        writer: ModelWriter,
-        model_id: str,
-    ) -> None:
-        """Run the model on contiguous samples and append what it did, in sample order."""
-        lengths = self.inputs.lengths[window.start : window.stop]
-        starts = self.inputs.offsets[window.start : window.stop] - self.inputs.offsets[window.start]
-        rows = {"time": int(lengths.sum()), "sample": len(window)}
-        states = {
-            site.name: np.empty((rows[site.axis], *site.shape), site.dtype) for site in spec.sites
+    def _record(
+        self, model: Any, task: ModelTask, ledger: Ledger, advance: Callable[[int], object]
+    ) -> bool:
+        adapter = self.adapters.of(model)
+        spec = self.describe(adapter, model, task)
+        stored = self.reductions.stored(spec)
+        blocks, missing = ledger.begin(stored, adapter.fingerprint(model))
+        batching = Batching.of(self.inputs.offsets, spec, self.batch_size)
+        window = _Window(self, adapter, model, spec, stored, batching)
+        assemblers = {
+            name: Assembler(array, missing[array.layout.path])
+            for name, array in _by_name(blocks).items()
         }
-        outputs = np.empty((rows[spec.output.axis], *spec.output.shape), spec.output.dtype)
-        ragged = bool(spec.options.get("ragged_batches", False))
-        for batch in batches(lengths, size=self.batch_size, ragged=ragged):
-            trajectory = adapter.record(model, self.inputs.batch(batch + window.start), spec)
-            parts: list[tuple[SiteSpec | OutputSpec, str, Any, NDArray[Any]]] = [
-                (site, f"site {site.name!r}", trajectory.states.get(site.name), states[site.name])
-                for site in spec.sites
-            ]
-            group = spec.output.group
-            parts.append((spec.output, f"output {group!r}", trajectory.outputs.get(group), outputs))
-            for declared, where, came, target in parts:
-                values = _checked(came, declared, where, lengths[batch])
-                if declared.axis == "time":
-                    scatter(target, values, starts[batch], lengths[batch])
-                else:
-                    target[batch] = values
-        for site in spec.sites:
-            self._check_finite(states[site.name], site, f"site {site.name!r}", window)
-        self._check_finite(outputs, spec.output, f"output {spec.output.group!r}", window)
-        for name, values in states.items():
-            writer.append_states(name, values)
-        writer.append_outputs(outputs)
+        declared: dict[str, SiteSpec | OutputSpec] = {
+            blocks.sites[site.name].layout.path: site for site in stored.sites
+        }
+        declared[blocks.output.layout.path] = stored.output
 
-    def _check_finite(
+        def write(array: ArrayBlocks, block: int, pieces: Sequence[NDArray[Any]]) -> None:
+            path = array.layout.path
+            for piece in pieces:
+                if not are_finite(piece):
+                    raise self._not_finite(array, block, pieces, declared[path])
+            ledger.commit(path, array.write(block, pieces))
+
+        needed = batching.needed(
+            (array, declared[array.layout.path], missing[array.layout.path])
+            for array in blocks.arrays
+        )
+        with Pump(write) as pump:
+            for number, samples in enumerate(batching.windows):
+                if needed[number]:
+                    if ledger.full:
+                        return False
+                    for name, start, rows in window.record(samples):
+                        for block, pieces in assemblers[name].put(start, rows):
+                            pump.put(assemblers[name].blocks, block, pieces)
+                advance(len(samples))
+        return True
+
+    def _not_finite(
         self,
-        values: NDArray[Any],
+        array: ArrayBlocks,
+        block: int,
+        pieces: Sequence[NDArray[Any]],
         declared: SiteSpec | OutputSpec,
-        where: str,
-        window: range,
-    ) -> None:
-        finite = np.isfinite(values)
-        if finite.all():
-            return
-        row = int(np.argmin(finite.reshape(len(values), -1).all(axis=1)))
-        step = ""
-        sample = window.start + row
+    ) -> NonFiniteStates:
+        row = array.bounds(block)[0]
+        for piece in pieces:
+            finite = np.isfinite(piece).reshape(len(piece), -1).all(axis=1)
+            if not finite.all():
+                row += int(np.argmin(finite))
+                break
+            row += len(piece)
+        step, sample = "", row
         if declared.axis == "time":
-            offsets = self.inputs.offsets
-            row += int(offsets[window.start])
-            sample = int(np.searchsorted(offsets, row, side="right")) - 1
-            step = f", step {row - int(offsets[sample])}"
-        raise NonFiniteStates(
+            every = getattr(declared, "every", 1)
+            ends = np.cumsum(strided_rows(self.inputs.lengths, every))
+            sample = int(np.searchsorted(ends, row, side="right"))
+            begin = int(ends[sample - 1]) if sample else 0
+            step = f", step {(row - begin) * every}"
+        where = array.where.rpartition(" of model ")[0]
+        return NonFiniteStates(
             f"{where} is not finite at sample {self.inputs.sample_ids[sample]!r}{step}; expected "
             "finite numbers. Leave this model out, or find out why it diverges on this input."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Runs a model on some contiguous samples and puts what it did into sample order."""
+
+    recorder: Recorder
+    adapter: Adapter
+    model: Any
+    spec: TrajectorySpec
+    stored: TrajectorySpec
+    batching: Batching
+
+    def record(self, samples: range) -> Iterator[tuple[str, int, NDArray[Any]]]:
+        """Yield name, number of the first row, and rows of every array."""
+        inputs, batching = self.recorder.inputs, self.batching
+        buffers: dict[str, NDArray[Any]] = {}
+        for batch in batching.batches(samples, ragged=self._ragged):
+            chosen = batch + samples.start
+            trajectory = self.adapter.record(self.model, inputs.batch(chosen), self.spec)
+            for name, declared, values in self._reduced(trajectory, inputs.lengths[chosen]):
+                every = getattr(declared, "every", 1)
+                if len(batch) == len(samples) and batching.equal_lengths:
+                    rows = values.reshape(-1, *declared.shape)
+                    yield name, batching.first_row(samples.start, declared.axis, every), rows
+                    continue
+                if name not in buffers:
+                    count = batching.count_rows(samples, declared.axis, every)
+                    buffers[name] = np.empty((count, *declared.shape), declared.dtype)
+                source, target = batching.places(chosen, samples.start, declared.axis, every)
+                buffers[name][target] = values.reshape(-1, *declared.shape)[source]
+        stored: dict[str, SiteSpec | OutputSpec] = {site.name: site for site in self.stored.sites}
+        stored[OUTPUT] = self.stored.output
+        for name, rows in buffers.items():
+            declared = stored[name]
+            every = getattr(declared, "every", 1)
+            yield name, batching.first_row(samples.start, declared.axis, every), rows
+
+    @property
+    def _ragged(self) -> bool:
+        return bool(self.spec.options.get("ragged_batches", False))
+
+    def _reduced(
+        self, trajectory: Trajectory, lengths: NDArray[np.int64]
+    ) -> Iterator[tuple[str, SiteSpec | OutputSpec, NDArray[Any]]]:
+        """Yield what was recorded of each array, checked and as it is stored."""
+        for site, stored in zip(self.spec.sites, self.stored.sites, strict=True):
+            where = f"site {site.name!r}"
+            came = _checked(trajectory.states.get(site.name), site, where, lengths)
+            values = self.recorder.reductions.apply(site, stored, came)
+            yield site.name, stored, values.cpu().numpy()
+        output = self.spec.output
+        where = f"output {output.group!r}"
+        values = _checked(trajectory.outputs.get(output.group), output, where, lengths)
+        yield OUTPUT, output, values.cpu().numpy()
+
+
+OUTPUT = ""
+"""Stands for the output where arrays are named after their sites, which never have this name."""
+
+
+def _by_name(blocks: ModelBlocks) -> dict[str, ArrayBlocks]:
+    return {**blocks.sites, OUTPUT: blocks.output}
 
 
 def named_error(model_id: str, error: BaseException) -> DynamoError:
@@ -187,15 +312,17 @@ def named_error(model_id: str, error: BaseException) -> DynamoError:
     return CaptureError(f"model {model_id!r}: {type(error).__name__}: {error}")
 
 
-def _made(source: ModelSource) -> Any:
-    if isinstance(source, nn.Module):
-        return source
-    model = source()
-    if model is None or isinstance(model, type):
-        raise InvalidInput(
-            f"expected a factory that returns a model; it returned {model!r}. Return an instance."
-        )
-    return model
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads, and with as many as before afterwards."""
+    before = torch.get_num_threads()
+    try:
+        if count != before:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 @contextmanager
@@ -220,36 +347,17 @@ def _on_device(model: Any, device: str | torch.device | None) -> Iterator[None]:
 
 def _checked(
     came: Any, declared: SiteSpec | OutputSpec, where: str, lengths: NDArray[np.int64]
-) -> NDArray[Any]:
-    """Return what an adapter recorded as an array of the declared shape and dtype."""
+) -> Tensor:
+    """Return what an adapter recorded, which must be of the declared shape and dtype."""
     leading = (len(lengths), int(lengths.max())) if declared.axis == "time" else (len(lengths),)
     expected = (*leading, *declared.shape)
-    values: NDArray[Any] | None = came.cpu().numpy() if isinstance(came, torch.Tensor) else None
-    if values is None or values.shape != expected or values.dtype.name != declared.dtype:
-        got = type(came).__name__ if values is None else f"{values.dtype} of {values.shape}"
+    if isinstance(came, np.ndarray):
+        came = torch.from_numpy(came)
+    dtype = str(came.dtype).removeprefix("torch.") if isinstance(came, Tensor) else ""
+    if not isinstance(came, Tensor) or tuple(came.shape) != expected or dtype != declared.dtype:
+        got = f"{dtype} of {tuple(came.shape)}" if dtype else type(came).__name__
         raise CaptureError(
             f"{where}: the adapter described {declared.dtype} of {expected} and recorded {got}. "
             "record must return what describe says."
         )
-    return values
-
-
-def _check_same(task: ModelTask, spec: TrajectorySpec, fingerprint: str) -> None:
-    """Refuse to keep what another model, or another way of reading it, left in the store."""
-    assert task.stored is not None
-    pairs = {
-        "model hash": (task.stored.model_hash, fingerprint),
-        "place in the order": (task.stored.index, task.index),
-        "metadata": (dict(task.stored.metadata), dict(task.metadata)),
-        "specification": (task.stored.spec, spec),
-    }
-    differing = [name for name, (before, now) in pairs.items() if before != now]
-    if differing:
-        details = "; ".join(
-            f"{name} was {pairs[name][0]}, is {pairs[name][1]}" for name in differing
-        )
-        raise InvalidInput(
-            f"it is complete in the store, but with another {' and '.join(differing)} ({details}). "
-            "resume=True continues a capture of the same models in the same order; capture into "
-            "another store, or with overwrite=True."
-        )
+    return came

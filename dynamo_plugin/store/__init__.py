@@ -1,21 +1,36 @@
 """The population store: inputs, hidden states and outputs in Zarr, checked on every read."""
 
+from dynamo_plugin.store._assembler import Assembler
+from dynamo_plugin.store._blocks import ArrayBlocks, BlockRecord
+from dynamo_plugin.store._lease import Share
 from dynamo_plugin.store._location import StoreLike
+from dynamo_plugin.store._plan import ModelBlocks, Plan, strided_rows
+from dynamo_plugin.store._values import are_finite
 from dynamo_plugin.store.inputs import PopulationInputs
 from dynamo_plugin.store.model_writer import ModelWriter
 from dynamo_plugin.store.reader import Population, open_population
+from dynamo_plugin.store.stored_inputs import StoredInputs
 from dynamo_plugin.store.verify import Problem, VerifyReport, verify_population
 from dynamo_plugin.store.writer import ModelStatus, PopulationWriter
 
 __all__ = [
+    "ArrayBlocks",
+    "Assembler",
+    "BlockRecord",
+    "ModelBlocks",
     "ModelStatus",
     "ModelWriter",
+    "Plan",
     "Population",
     "PopulationInputs",
     "PopulationWriter",
     "Problem",
+    "Share",
     "StoreLike",
+    "StoredInputs",
     "VerifyReport",
+    "are_finite",
     "open_population",
+    "strided_rows",
     "verify_population",
 ]

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dynamo_plugin.errors import CorruptBlock, IncompleteCapture
-from dynamo_plugin.store._commits import chunk_key, record_fields, record_key
-from dynamo_plugin.store._documents import (
-    STRING,
-    ArrayLayout,
-    canonical,
-    crc32c,
-    parse_json,
-    read_chunk_rows,
-)
+from dynamo_plugin.store._block_cache import BlockCache
+from dynamo_plugin.store._blocks import ArrayBlocks, BlockRecord, Identity, chunk_key
+from dynamo_plugin.store._documents import ArrayLayout, crc32c, read_chunk_rows
 from dynamo_plugin.store._text import decode_text
+from dynamo_plugin.store.inputs import ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,9 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["ArrayReader"]
 
+_LONG_RANGE_BYTES = 4096
+"""From this size on, a range of rows is copied as one piece; shorter ones are gathered by index."""
+
 
 class ArrayReader:
     """Reads one array, checking the record and the checksum of every block that it touches.
+
+    On a local disk, blocks are memory maps, and one that was checked is not checked again while
+    inode, size and times of its file stay the same.
 
     Parameters
     ----------
@@ -39,8 +40,10 @@ class ArrayReader:
         Of the array; its document is read and checked against it.
     where
         What messages call the array, for example "site 'rnn' of model 'gru-3'".
-    model_hash, inputs_hash
+    identity
         What its commit records must say.
+    cache
+        Where checked blocks are kept; one of its own by default.
 
     Raises
     ------
@@ -48,68 +51,102 @@ class ArrayReader:
         The array's document is missing or is not what it must be.
     """
 
-    __slots__ = ("_inputs_hash", "_location", "_model_hash", "_where", "chunk_rows", "layout")
-
-    layout: ArrayLayout
-    """Of the array."""
-    chunk_rows: int
-    """Rows per block; the last block may hold fewer real ones."""
+    __slots__ = ("_cache", "blocks")
 
     def __init__(
         self,
         location: Location,
         layout: ArrayLayout,
         where: str,
+        identity: Identity,
         *,
-        model_hash: str | None,
-        inputs_hash: str,
+        cache: BlockCache | None = None,
     ) -> None:
-        self._location = location
-        self._where = where
-        self._model_hash = model_hash
-        self._inputs_hash = inputs_hash
-        self.layout = layout
-        self.chunk_rows = read_chunk_rows(location, layout, where)
+        rows = read_chunk_rows(location, layout, where)
+        self.blocks = ArrayBlocks(location, layout, rows, identity, where)
+        """Of the array."""
+        self._cache = BlockCache() if cache is None else cache
 
     @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return -(-self.layout.shape[0] // self.chunk_rows)
+    def layout(self) -> ArrayLayout:
+        """Of the array."""
+        return self.blocks.layout
 
-    def read(self, rows: NDArray[np.int64] | None = None) -> NDArray[Any]:
-        """Return all rows, or those with the given numbers, in the order given.
+    def read(self) -> NDArray[Any]:
+        """Return all rows.
 
         Raises
         ------
         IncompleteCapture
-            A block that is needed was never committed.
+            A block was never committed.
         CorruptBlock
-            A block that is needed is not what was committed.
+            A block is not what was committed.
         """
-        layout, chunk_rows = self.layout, self.chunk_rows
-        if rows is None:
-            needed: Sequence[int] = range(self.blocks)
-            order = bounds = np.empty(0, dtype=np.int64)
-        else:
-            block_of = rows // chunk_rows
-            order = np.argsort(block_of, kind="stable")
-            blocks, first = np.unique(block_of[order], return_index=True)
-            needed = blocks.tolist()
-            bounds = np.append(first, len(rows))
-        fetched = self.fetch(needed)
-        count = layout.shape[0] if rows is None else len(rows)
-        result: NDArray[Any] = np.empty((0, *layout.row_shape), dtype=layout.dtype)
-        for position, (block, data) in enumerate(fetched):
-            if position == 0:  # by now every block is known to be there and of its size
-                result = np.empty((count, *layout.row_shape), dtype=layout.dtype)
-            values = data.view(layout.stored_dtype).reshape(-1, *layout.row_shape)
-            start = block * chunk_rows
-            if rows is None:
-                stop = min(start + chunk_rows, count)
-                result[start:stop] = values[: stop - start]
-            else:
-                chosen = order[bounds[position] : bounds[position + 1]]
-                result[chosen] = values[rows[chosen] - start]
+        layout, size = self.layout, self.blocks.chunk_rows
+        result: NDArray[Any] | None = None
+        for block, values in self._values(range(self.blocks.count)):
+            if result is None:  # by now every block is known to be there and of its size
+                result = np.empty(layout.shape, dtype=layout.dtype)
+            result[block * size : (block + 1) * size] = values[: layout.shape[0] - block * size]
+        assert result is not None
+        return result
+
+    def read_ranges(self, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[Any]:
+        """Return ranges of rows, one after the other, in the order given.
+
+        Parameters
+        ----------
+        starts, lengths
+            (range,) first row and number of rows of each range; repeats are allowed.
+
+        Raises
+        ------
+        IncompleteCapture, CorruptBlock
+            As `read`, of the blocks that are needed.
+        """
+        layout, size = self.layout, self.blocks.chunk_rows
+        total = int(lengths.sum())
+        if not total:
+            return np.empty((0, *layout.row_shape), dtype=layout.dtype)
+        if total * layout.row_bytes < len(lengths) * _LONG_RANGE_BYTES:
+            return self._gather(ranges(starts, lengths))
+        targets = np.cumsum(lengths) - lengths
+        # a range that crosses blocks becomes one piece in each
+        first, last = starts // size, (starts + lengths - 1) // size
+        pieces = last - first + 1
+        owner = np.repeat(np.arange(len(starts)), pieces)
+        block = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces - first, pieces)
+        begin = np.maximum(starts[owner], block * size)
+        count = np.minimum((starts + lengths)[owner], (block + 1) * size) - begin
+        target = targets[owner] + begin - starts[owner]
+        order = np.argsort(block, kind="stable")
+        table = np.stack([block, begin - block * size, count, target], axis=1)[order]
+        needed, bounds = np.unique(table[:, 0], return_index=True)
+        edges = [*bounds.tolist(), len(table)]
+        rows = table[:, 1:].tolist()
+        result: NDArray[Any] | None = None
+        for position, (_, values) in enumerate(self._values(needed.tolist())):
+            if result is None:
+                result = np.empty((total, *layout.row_shape), dtype=layout.dtype)
+            for source, length, destination in rows[edges[position] : edges[position + 1]]:
+                result[destination : destination + length] = values[source : source + length]
+        assert result is not None
+        return result
+
+    def _gather(self, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return single rows, in the order given."""
+        layout, size = self.layout, self.blocks.chunk_rows
+        block = rows // size
+        order = np.argsort(block, kind="stable")
+        needed, bounds = np.unique(block[order], return_index=True)
+        edges = [*bounds.tolist(), len(rows)]
+        result: NDArray[Any] | None = None
+        for position, (number, values) in enumerate(self._values(needed.tolist())):
+            if result is None:
+                result = np.empty((len(rows), *layout.row_shape), dtype=layout.dtype)
+            chosen = order[edges[position] : edges[position + 1]]
+            result[chosen] = values[rows[chosen] - number * size]
+        assert result is not None
         return result
 
     def read_text(self) -> list[str]:
@@ -121,87 +158,90 @@ class ArrayReader:
             As `read`; also where a block is not valid vlen-utf8.
         """
         values: list[str] = []
-        for block, data in self.fetch(range(self.blocks)):
-            real = min(self.chunk_rows, self.layout.shape[0] - block * self.chunk_rows)
+        for block, data in self.fetch(range(self.blocks.count)):
+            start, stop = self.blocks.bounds(block)
             try:
-                values += decode_text(data.tobytes(), self.chunk_rows)[:real]
+                values += decode_text(data.tobytes(), self.blocks.chunk_rows)[: stop - start]
             except ValueError as error:
-                raise self._corrupt(block, f"its text cannot be decoded ({error})") from error
+                raise self.blocks.corrupt(block, f"its text cannot be decoded ({error})") from error
         return values
 
     def fetch(self, blocks: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-        """Return number and checked bytes of each of these blocks in turn.
-
-        All records and sizes are checked before the first block is handed out, so that what a
-        damaged or hostile store declares never decides how much memory is asked for.
+        """Return number and bytes of each of these blocks in turn, all of them checked anew.
 
         Raises
         ------
         IncompleteCapture, CorruptBlock
             As `read`.
         """
-        # lazily: the number of blocks is only what the store declares
-        keys = partial(map, partial(chunk_key, self.layout))
-        found = self._location.get_many(map(partial(record_key, self.layout), blocks))
-        records = [self._check_record(b, data) for b, data in zip(blocks, found, strict=True)]
-        if len(blocks) > 1:  # a single block is checked before anything else is allocated
-            sizes = self._location.sizes(keys(blocks))
-            for block, (expected, _), size in zip(blocks, records, sizes, strict=True):
-                if size != expected:
-                    raise self._wrong_size(block, expected, size)
-        chunks = self._location.get_many(keys(blocks))
-        for block, (expected, checksum), chunk in zip(blocks, records, chunks, strict=True):
-            if chunk is None or chunk.size != expected:
-                raise self._wrong_size(block, expected, None if chunk is None else chunk.size)
-            if (crc := crc32c(chunk)) != checksum:
-                raise self._corrupt(block, f"its CRC-32C is {crc}, {checksum} was committed")
-            yield block, chunk
+        records = self._records(blocks)
+        location = self.blocks.location
+        limit = max((record.size for record in records), default=0)
+        keys = map(partial(chunk_key, self.layout), blocks)
+        chunks = location.get_many(keys, limit=limit)
+        for record, data in zip(records, chunks, strict=True):
+            self._check(record, data)
+            assert data is not None
+            yield record.block, data
 
-    def _wrong_size(self, block: int, expected: int, found: int | None) -> CorruptBlock:
-        came = "is missing" if found is None else f"has {found} bytes"
-        return self._corrupt(block, f"it was committed with {expected} bytes but {came}")
+    def _values(self, blocks: Sequence[int]) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Return number and values (row, *row shape) of each block in turn, checked."""
+        location, layout = self.blocks.location, self.layout
+        stamps: dict[int, object | None] = {}
 
-    def _check_record(self, block: int, data: NDArray[np.uint8] | None) -> tuple[int, str]:
-        """Return the number of bytes and the checksum that a block must have."""
-        if data is None:
-            raise IncompleteCapture(
-                f"Block {block} of {self._where} in {self._location} was never committed. "
-                "Capture again with resume=True."
+        def unknown() -> Iterator[int]:
+            for block in blocks:  # lazily: their number is only what the store declares
+                stamps[block] = location.stamp(chunk_key(layout, block))
+                if not self._cache.knows(self._key(block), stamps[block]):
+                    yield block
+
+        records = {record.block: record for record in self._records(unknown())}
+        for block in blocks:
+            key = self._key(block)
+            data = None if block in records else self._cache.get(key, stamps[block])
+            if data is None:
+                record = records.get(block) or self._records([block])[0]
+                data = location.map(chunk_key(layout, block), record.size)
+                mapped = data is not None
+                if data is None:
+                    data = location.get(chunk_key(layout, block), limit=record.size)
+                if block in records or stamps[block] is None:
+                    self._check(record, data)
+                assert data is not None
+                self._cache.put(key, stamps[block], data, mapped=mapped)
+            yield block, data.view(layout.stored_dtype).reshape(-1, *layout.row_shape)
+
+    def _key(self, block: int) -> tuple[str, int]:
+        return self.layout.path, block
+
+    def _records(self, blocks: Iterable[int]) -> list[BlockRecord]:
+        """Return the records of some blocks, all of which are there and of their size.
+
+        This comes before the first block is loaded or memory for it is asked for, so that what a
+        damaged or hostile store declares never decides how much that is.
+        """
+        records: list[BlockRecord] = []
+        for found in self.blocks.records(blocks):
+            if isinstance(found, IncompleteCapture):
+                raise found
+            records.append(found)
+        if len(records) > 1:  # a single block is checked before anything else is allocated
+            keys = (chunk_key(self.layout, record.block) for record in records)
+            for record, size in zip(records, self.blocks.location.sizes(keys), strict=True):
+                if size != record.size:
+                    raise self._wrong_size(record, size)
+        return records
+
+    def _check(self, record: BlockRecord, data: NDArray[np.uint8] | None) -> None:
+        if data is None or data.size != record.size:
+            raise self._wrong_size(record, None if data is None else data.size)
+        if (crc := crc32c(data)) != record.crc32c:
+            raise self.blocks.corrupt(
+                record.block, f"its CRC-32C is {crc}, {record.crc32c} was committed"
             )
-        where = f"the commit record of block {block} of {self._where} in {self._location}"
-        found = parse_json(data, where)
-        checksum = found.pop("record_crc32c", None)
-        if checksum != crc32c(canonical(found)):
-            raise self._corrupt(block, "its commit record was changed or cut short")
-        size, block_crc = found.pop("bytes", None), found.pop("crc32c", None)
-        start = block * self.chunk_rows
-        expected = record_fields(
-            self.layout,
-            block,
-            (start, min(start + self.chunk_rows, self.layout.shape[0])),
-            model_hash=self._model_hash,
-            inputs_hash=self._inputs_hash,
-        )
-        for key in sorted(expected.keys() | found.keys()):
-            if found.get(key) != expected.get(key):
-                raise self._corrupt(
-                    block,
-                    f"its commit record says {key} = {found.get(key)!r} where the population "
-                    f"says {expected.get(key)!r}",
-                )
-        text = self.layout.dtype == STRING
-        fits = isinstance(size, int) and (text or size == self.chunk_rows * self.layout.row_bytes)
-        if not fits or not isinstance(block_crc, str):
-            raise self._corrupt(block, f"its commit record says bytes = {size!r}")
-        return size, block_crc
 
-    def _corrupt(self, block: int, problem: str) -> CorruptBlock:
-        folder = "/".join(self.layout.path.split("/")[:2])
-        mend = (
-            f"Delete the group {folder} and capture again with resume=True"
-            if self._model_hash is not None
-            else "Capture again with resume=True, which writes the inputs anew"
-        )
-        return CorruptBlock(
-            f"Block {block} of {self._where} in {self._location} is damaged: {problem}. {mend}."
+    def _wrong_size(self, record: BlockRecord, found: int | None) -> CorruptBlock:
+        came = "is missing" if found is None else f"has {found} bytes"
+        return self.blocks.corrupt(
+            record.block, f"it was committed with {record.size} bytes but {came}"
         )

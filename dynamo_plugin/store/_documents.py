@@ -55,6 +55,13 @@ class ArrayLayout:
     """Name of every axis."""
     attributes: Mapping[str, JSON] = field(default_factory=dict)
     """What the document says under `attributes.dynamo`."""
+    version: int = 2
+    """Format version of the population that it belongs to."""
+
+    @property
+    def separator(self) -> str:
+        """What separates the parts of a chunk's key: version 1 made a folder for each."""
+        return "/" if self.version == 1 else "."
 
     @property
     def row_shape(self) -> tuple[int, ...]:
@@ -223,7 +230,10 @@ def array_document(layout: ArrayLayout, chunk_rows: int) -> dict[str, Any]:
             "name": "regular",
             "configuration": {"chunk_shape": [chunk_rows, *layout.row_shape]},
         },
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+        "chunk_key_encoding": {
+            "name": "default",
+            "configuration": {"separator": layout.separator},
+        },
         "fill_value": fill,
         "codecs": [
             {"name": "vlen-utf8", "configuration": {}}

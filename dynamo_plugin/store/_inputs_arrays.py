@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dynamo_plugin.errors import CorruptBlock, InvalidInput
 from dynamo_plugin.store._array_reader import ArrayReader
-from dynamo_plugin.store._array_writer import ArrayWriter, write_text
+from dynamo_plugin.store._blocking import chunk_rows, text_chunk_rows
+from dynamo_plugin.store._blocks import ArrayBlocks, Identity
 from dynamo_plugin.store._documents import STRING, ArrayLayout, group_document, read_group
+from dynamo_plugin.store._root import VERSION
 from dynamo_plugin.store._specs import row_dimension
+from dynamo_plugin.store._text import encode_text
 from dynamo_plugin.store.inputs import PopulationInputs
 from dynamo_plugin.types import InputSpec
 
 if TYPE_CHECKING:
+    from dynamo_plugin.store._block_cache import BlockCache
     from dynamo_plugin.store._location import Location
     from dynamo_plugin.types import RowAxis
 
@@ -36,18 +40,26 @@ class InputsHeader:
     """Axis, dtype and shape of one target, if there are targets."""
     hash: str
     """Of the inputs."""
+    version: int = VERSION
+    """Format version of the population."""
 
     @property
     def layouts(self) -> dict[str, ArrayLayout]:
         """Every array by its name."""
-        features = self.spec.kind == "features"
+        row_shape: dict[str, tuple[int, ...]] = {
+            "ids": (),
+            "features": (self.spec.size,),
+            "array": self.spec.shape,
+        }
+        shape = row_shape[self.spec.kind]
+        names = (
+            ("feature",)
+            if self.spec.kind == "features"
+            else tuple(f"axis_{axis}" for axis in range(len(shape)))
+        )
+        rows = "sample" if self.spec.kind == "array" else "row"
         layouts = [
-            ArrayLayout(
-                "inputs/values",
-                (self.rows, self.spec.size) if features else (self.rows,),
-                self.dtype,
-                ("row", "feature") if features else ("row",),
-            ),
+            ArrayLayout("inputs/values", (self.rows, *shape), self.dtype, (rows, *names)),
             ArrayLayout("inputs/offsets", (self.samples + 1,), "int64", ("boundary",)),
             ArrayLayout("inputs/sample_ids", (self.samples,), STRING, ("sample",)),
         ]
@@ -58,7 +70,10 @@ class InputsHeader:
             layouts.append(
                 ArrayLayout("inputs/targets", (count, *shape), dtype, dimensions, {"axis": axis})
             )
-        return {layout.path.removeprefix("inputs/"): layout for layout in layouts}
+        return {
+            layout.path.removeprefix("inputs/"): replace(layout, version=self.version)
+            for layout in layouts
+        }
 
 
 def write_inputs(location: Location, inputs: PopulationInputs) -> None:
@@ -75,14 +90,22 @@ def write_inputs(location: Location, inputs: PopulationInputs) -> None:
         hash=inputs.hash,
     )
     location.set("inputs/zarr.json", group_document(_to_json(header)))
-    layouts = header.layouts
     arrays = {"values": inputs.values, "offsets": inputs.offsets}
     if targets is not None:
         arrays["targets"] = targets
-    for name, array in arrays.items():
-        writer = ArrayWriter(location, layouts[name], model_hash=None, inputs_hash=header.hash)
-        writer.append(array, f"the inputs' {name}")
-    write_text(location, layouts["sample_ids"], inputs.sample_ids, inputs_hash=header.hash)
+    for name, layout in header.layouts.items():
+        text = layout.dtype == STRING
+        rows = text_chunk_rows(layout) if text else chunk_rows(layout)
+        blocks = ArrayBlocks(location, layout, rows, Identity(header.hash), _where(name))
+        blocks.describe()
+        for block in range(blocks.count):
+            start, stop = blocks.bounds(block)
+            if text:
+                encoded = encode_text(inputs.sample_ids[start:stop], rows)
+                record = blocks.write_bytes(block, [encoded], zero=False)
+            else:
+                record = blocks.write(block, [arrays[name][start:stop]])
+            blocks.commit(record)
 
 
 def _to_json(header: InputsHeader) -> dict[str, Any]:
@@ -90,6 +113,7 @@ def _to_json(header: InputsHeader) -> dict[str, Any]:
     return {
         "kind": header.spec.kind,
         "size": header.spec.size,
+        "shape": list(header.spec.shape),
         "samples": header.samples,
         "rows": header.rows,
         "dtype": header.dtype,
@@ -98,7 +122,7 @@ def _to_json(header: InputsHeader) -> dict[str, Any]:
     }
 
 
-def read_header(location: Location, inputs_hash: str) -> InputsHeader:
+def read_header(location: Location, inputs_hash: str, *, version: int = VERSION) -> InputsHeader:
     """Read the group of the inputs.
 
     Raises
@@ -113,12 +137,17 @@ def read_header(location: Location, inputs_hash: str) -> InputsHeader:
     try:
         targets = found["targets"]
         header = InputsHeader(
-            spec=InputSpec(kind=found["kind"], size=found["size"]),
+            spec=InputSpec(
+                kind=found["kind"],
+                size=found["size"],
+                shape=() if version == 1 else tuple(found["shape"]),
+            ),
             samples=found["samples"],
             rows=found["rows"],
             dtype=found["dtype"],
             targets=targets and (targets["axis"], targets["dtype"], tuple(targets["shape"])),
             hash=found["hash"],
+            version=version,
         )
     except (KeyError, TypeError) as error:
         raise CorruptBlock(f"Missing or malformed field in {where}: {error!r}.") from error
@@ -133,26 +162,35 @@ def read_header(location: Location, inputs_hash: str) -> InputsHeader:
 
 
 def _plausible(header: InputsHeader) -> bool:
-    sizes = [header.spec.size, header.samples, header.rows]
-    dtypes: dict[str, tuple[str, ...]] = {"ids": ("int64",), "features": ("float32", "float64")}
-    allowed = header.dtype in dtypes.get(header.spec.kind, ())
+    spec = header.spec
+    sizes = [spec.size, header.samples, header.rows, *spec.shape]
+    floats = ("float32", "float64")
+    dtypes: dict[str, tuple[str, ...]] = {"ids": ("int64",), "features": floats, "array": floats}
+    allowed = header.dtype in dtypes.get(spec.kind, ())
+    allowed &= header.version > 1 or spec.kind != "array"
+    if spec.kind == "array":
+        allowed &= bool(spec.shape) and header.rows == header.samples
+    else:
+        allowed &= not spec.shape
     if header.targets is not None:
         axis, dtype, shape = header.targets
         sizes += shape
         allowed &= axis in ("sample", "time") and len(shape) <= 1
         allowed &= dtype in ("int64", "float32", "float64")
-    return allowed and all(type(size) is int and size > 0 for size in sizes)
+    return bool(allowed) and all(type(size) is int and size > 0 for size in sizes)
 
 
-def input_reader(location: Location, header: InputsHeader, name: str) -> ArrayReader:
+def input_reader(
+    location: Location, header: InputsHeader, name: str, *, cache: BlockCache | None = None
+) -> ArrayReader:
     """Return the reader of one array of the inputs."""
     return ArrayReader(
-        location,
-        header.layouts[name],
-        f"array {name!r} of the inputs",
-        model_hash=None,
-        inputs_hash=header.hash,
+        location, header.layouts[name], _where(name), Identity(header.hash), cache=cache
     )
+
+
+def _where(name: str) -> str:
+    return f"array {name!r} of the inputs"
 
 
 def read_inputs(location: Location, header: InputsHeader) -> PopulationInputs:

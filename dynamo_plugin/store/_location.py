@@ -1,208 +1,112 @@
-"""One place in one Zarr store, read and written synchronously by key."""
+"""One place in one store, read and written synchronously by key."""
 
 from __future__ import annotations
 
-import asyncio
-import itertools
+import abc
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from zarr.abc.store import Store
-from zarr.buffer import cpu
-from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
 
-from dynamo_plugin.errors import InvalidInput, StoreError, StoreExists, StoreNotFound
+from dynamo_plugin.errors import InvalidInput
 
 if TYPE_CHECKING:
     from fsspec.mapping import FSMap  # type: ignore[import-untyped]
     from numpy.typing import NDArray
+    from zarr.abc.store import Store
+    from zarr.storage import StorePath
 
-__all__ = ["Location", "StoreLike"]
+__all__ = ["DOCUMENT_BYTES", "LEFTOVER_SUFFIX", "Bytes", "Location", "StoreLike", "locate"]
 
 StoreLike: TypeAlias = "Store | StorePath | FSMap | os.PathLike[str] | str | dict[str, Any]"
 """A path, an fsspec URL, a Zarr store or a place in one, an fsspec mapping, or a dictionary."""
 
-_CONCURRENT = 8  # requests in flight on stores that answer asynchronously
+Bytes: TypeAlias = "bytes | NDArray[np.uint8]"
+
+DOCUMENT_BYTES = 256 * 2**20
+"""Largest JSON document that is read: what a store declares never decides how much is loaded."""
+
+LEFTOVER_SUFFIX = ".partial"
+"""Ends the name of what an interrupted write to a local disk leaves behind."""
 
 
-class Location:
-    """A folder of a Zarr store. Keys are relative to it.
+class Location(abc.ABC):
+    """A folder of a store. Keys are relative to it, their parts separated by slashes.
 
-    Parameters
-    ----------
-    store
-        Where the bytes lie.
-    path
-        Folder inside the store; empty for its root.
-    label
-        What messages call this place.
+    A key either holds everything that was written to it or does not exist: writing is atomic, and
+    when `set` returns, the bytes survive a crash, as far as the storage can promise that.
     """
 
-    __slots__ = ("_label", "_path", "_store")
+    __slots__ = ()
 
-    def __init__(self, store: Store, path: str, label: str) -> None:
-        self._store = store
-        self._path = path
-        self._label = label
-
-    @classmethod
-    def of(cls, store: StoreLike, *, create: bool) -> Location:
-        """Open what the user named.
-
-        Raises
-        ------
-        StoreNotFound
-            A local path to be read does not exist.
-        StoreExists
-            A local path to be written is a file.
-        InvalidInput
-            Not something that names a store, or a URL of an unknown or missing protocol.
-        """
-        if isinstance(store, StorePath):
-            return cls._opened(store.store, store.path.strip("/"), str(store), create=create)
-        if isinstance(store, Store):
-            return cls._opened(store, "", str(store), create=create)
-        if isinstance(store, str) and store.startswith(("file://", "local://")):
-            from fsspec.core import url_to_fs  # type: ignore[import-untyped]
-
-            return cls._local(Path(url_to_fs(store)[1]), create=create)
-        if isinstance(store, str) and ("://" in store or "::" in store):
-            try:
-                return cls(FsspecStore.from_url(store, read_only=not create), "", store)
-            except (ValueError, ImportError) as error:
-                raise InvalidInput(
-                    f"Expected an fsspec URL of a known protocol, got {store!r}: {error}"
-                ) from error
-        if isinstance(store, (str, os.PathLike)):
-            return cls._local(Path(store).expanduser(), create=create)
-        if isinstance(store, dict):
-            return cls(MemoryStore(store, read_only=not create), "", f"memory at {id(store):#x}")
-        from fsspec.mapping import FSMap  # only a caller who made one pays for fsspec
-
-        if isinstance(store, FSMap):
-            return cls(FsspecStore.from_mapper(store, read_only=not create), "", str(store.root))
-        raise InvalidInput(
-            "Expected a path, an fsspec URL or a Zarr store to hold the population, "
-            f"got {type(store).__name__}."
-        )
-
-    @classmethod
-    def _opened(cls, store: Store, path: str, label: str, *, create: bool) -> Location:
-        """Open a store that the caller made."""
-        if create and store.read_only:
-            raise InvalidInput(f"Expected a store that can be written, but {label} is read-only.")
-        if not create and isinstance(store, LocalStore) and not store.root.is_dir():
-            raise StoreNotFound(f"Expected a population, but {store.root} does not exist.")
-        sync(StorePath.open(store, path))
-        return cls(store, path, label)
-
-    @classmethod
-    def _local(cls, path: Path, *, create: bool) -> Location:
-        if create and path.exists() and not path.is_dir():
-            raise StoreExists(
-                f"Expected a free path for the population, but {path} is a file. Choose another."
-            )
-        if not create and not path.is_dir():
-            came = "is a file" if path.exists() else "does not exist"
-            raise StoreNotFound(f"Expected the folder of a population, but {path} {came}.")
-        return cls(LocalStore(path, read_only=not create), "", str(path))
-
+    @abc.abstractmethod
     def __str__(self) -> str:
-        return self._label
+        """Return what messages call this place."""
 
-    def __getstate__(self) -> tuple[Store, str, str]:
-        protocol = getattr(getattr(self._store, "fs", None), "protocol", ())
-        protocols = (protocol,) if isinstance(protocol, str) else tuple(protocol)
-        if isinstance(self._store, MemoryStore) or "memory" in protocols:
-            raise InvalidInput(
-                f"The store {self} lives in the memory of this process, so another process "
-                "cannot write to it. Use a path or a URL, or threads instead of processes."
-            )
-        return self._store, self._path, self._label
-
-    def __setstate__(self, state: tuple[Store, str, str]) -> None:
-        self._store, self._path, self._label = state
-
-    def _full(self, key: str) -> str:
-        return f"{self._path}/{key}" if self._path and key else self._path or key
-
-    def get(self, key: str) -> NDArray[np.uint8] | None:
-        """Return the bytes under a key, or None where there is none.
+    @abc.abstractmethod
+    def get(self, key: str, *, limit: int = DOCUMENT_BYTES) -> NDArray[np.uint8] | None:
+        """Return the bytes under a key, or None where there is none; they must not be written to.
 
         Raises
         ------
         StoreError
             They exist but cannot be read.
+        CorruptBlock
+            There are more than `limit`, or the key leads out of the store.
         """
-        return next(self.get_many([key]))
 
-    def get_many(self, keys: Iterable[str]) -> Iterator[NDArray[np.uint8] | None]:
-        """Return the bytes under each key in turn, a few requests at a time where that helps.
+    def get_many(
+        self, keys: Iterable[str], *, limit: int = DOCUMENT_BYTES
+    ) -> Iterator[NDArray[np.uint8] | None]:
+        """Return the bytes under each key in turn; raises as `get`."""
+        for key in keys:
+            yield self.get(key, limit=limit)
+
+    @abc.abstractmethod
+    def sizes(self, keys: Iterable[str]) -> Iterator[int | None]:
+        """Return how many bytes lie under each key in turn, None where there is none."""
+
+    @abc.abstractmethod
+    def map(self, key: str, size: int) -> NDArray[np.uint8] | None:
+        """Return the bytes under a key without loading them, None where that cannot be done.
+
+        Raises
+        ------
+        CorruptBlock
+            There are not exactly `size`, or the key leads out of the store.
+        """
+
+    @abc.abstractmethod
+    def stamp(self, key: str) -> object | None:
+        """Return what changes when the bytes under a key are replaced; None if unknown."""
+
+    def set(self, key: str, data: Bytes) -> None:
+        """Write bytes under a key; raises as `set_parts`."""
+        self.set_parts(key, [data])
+
+    @abc.abstractmethod
+    def set_parts(self, key: str, parts: Sequence[Bytes]) -> None:
+        """Write several pieces as one value. They must not be changed by the caller afterwards.
 
         Raises
         ------
         StoreError
-            Some exist but cannot be read.
+            They cannot be written. The key is as it was before.
         """
-        get_sync = getattr(self._store, "get_sync", None)
-        prototype = cpu.buffer_prototype
 
-        async def fetch(names: Sequence[str]) -> list[Any]:
-            return await asyncio.gather(*(self._store.get(n, prototype) for n in names))
+    @abc.abstractmethod
+    def create(self, key: str, data: bytes) -> bool:
+        """Write bytes under a key if there is none yet; return whether that was so.
 
-        step = 1 if get_sync else _CONCURRENT
-        for names in self._portions(keys, step):
-            try:
-                if get_sync:
-                    buffers = [get_sync(names[0], prototype=prototype)]
-                else:
-                    buffers = sync(fetch(names))
-            except OSError as error:
-                raise StoreError(f"Cannot read {names[0]} of {self}: {error}") from error
-            for buffer in buffers:
-                yield (
-                    None
-                    if buffer is None
-                    else np.frombuffer(buffer.as_numpy_array(), dtype=np.uint8)
-                )
+        Raises
+        ------
+        StoreError
+            They cannot be written.
+        """
 
-    def sizes(self, keys: Iterable[str]) -> Iterator[int | None]:
-        """Return how many bytes lie under each key in turn, None where there is none."""
-
-        async def size(key: str) -> int | None:
-            try:
-                return await self._store.getsize(key)
-            except FileNotFoundError:
-                return None
-
-        async def fetch(names: Sequence[str]) -> list[int | None]:
-            return await asyncio.gather(*map(size, names))
-
-        for names in self._portions(keys, _CONCURRENT):
-            yield from sync(fetch(names))
-
-    def _portions(self, keys: Iterable[str], count: int) -> Iterator[list[str]]:
-        """Return the full keys, so many at a time, without asking for more than is used."""
-        rest = map(self._full, keys)
-        while names := list(itertools.islice(rest, count)):
-            yield names
-
-    def set(self, key: str, data: bytes | NDArray[np.uint8]) -> None:
-        """Write bytes under a key. An array must not be changed by the caller afterwards."""
-        if isinstance(data, bytes):
-            buffer = cpu.Buffer.from_bytes(data)
-        else:
-            buffer = cpu.Buffer.from_array_like(data)
-        set_sync = getattr(self._store, "set_sync", None)
-        if set_sync:
-            set_sync(self._full(key), buffer)
-        else:
-            sync(self._store.set(self._full(key), buffer))
-
+    @abc.abstractmethod
     def children(self, folder: str) -> list[str]:
         """Return the names of what lies directly in a folder, sorted; empty if it is not there.
 
@@ -212,18 +116,71 @@ class Location:
             The store cannot be listed.
         """
 
-        async def collect() -> list[str]:
-            return [name async for name in self._store.list_dir(self._full(folder))]
-
-        try:
-            return sorted({name.strip("/") for name in sync(collect())} - {""})
-        except (OSError, NotImplementedError) as error:
-            raise StoreError(f"Cannot list {folder or 'the root'} of {self}: {error!r}") from error
-
+    @abc.abstractmethod
     def delete(self, folder: str) -> None:
         """Remove a folder and all in it; nothing happens if it is not there."""
-        sync(self._store.delete_dir(self._full(folder)))
 
+    def prune(self, folder: str) -> None:
+        """Remove a folder if it is empty, where the storage knows empty folders."""
+        return
+
+    @abc.abstractmethod
     def delete_key(self, key: str) -> None:
         """Remove one key; nothing happens if it is not there."""
-        sync(self._store.delete(self._full(key)))
+
+
+def locate(store: StoreLike, *, create: bool) -> Location:
+    """Return the place that the user named.
+
+    Parameters
+    ----------
+    store
+        Names it.
+    create
+        Whether it will be written to.
+
+    Raises
+    ------
+    StoreNotFound
+        A local path to be read does not exist.
+    StoreExists
+        A local path to be written is a file.
+    InvalidInput
+        Not something that names a store, or a URL of an unknown or missing protocol.
+    """
+    from zarr.abc.store import Store
+    from zarr.storage import FsspecStore, MemoryStore, StorePath
+
+    from dynamo_plugin.store._local import LocalLocation
+    from dynamo_plugin.store._zarr_location import ZarrLocation
+
+    if isinstance(store, StorePath):
+        return ZarrLocation.opened(store.store, store.path.strip("/"), str(store), create=create)
+    if isinstance(store, Store):
+        return ZarrLocation.opened(store, "", str(store), create=create)
+    if isinstance(store, str) and store.startswith(("file://", "local://")):
+        from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+
+        return LocalLocation.opened(Path(url_to_fs(store)[1]), create=create)
+    if isinstance(store, str) and ("://" in store or "::" in store):
+        try:
+            opened = FsspecStore.from_url(store, read_only=not create)
+        except (ValueError, ImportError) as error:
+            raise InvalidInput(
+                f"Expected an fsspec URL of a known protocol, got {store!r}: {error}"
+            ) from error
+        return ZarrLocation(opened, "", store)
+    if isinstance(store, (str, os.PathLike)):
+        return LocalLocation.opened(Path(store).expanduser(), create=create)
+    if isinstance(store, dict):
+        memory = MemoryStore(store, read_only=not create)
+        return ZarrLocation(memory, "", f"memory at {id(store):#x}")
+    from fsspec.mapping import FSMap  # only a caller who made one pays for fsspec
+
+    if isinstance(store, FSMap):
+        mapped = FsspecStore.from_mapper(store, read_only=not create)
+        return ZarrLocation(mapped, "", str(store.root))
+    raise InvalidInput(
+        "Expected a path, an fsspec URL or a Zarr store to hold the population, "
+        f"got {type(store).__name__}."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from dynamo_plugin.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
-from dynamo_plugin.store._documents import group_document, parse_json, read_group
+from dynamo_plugin.store._documents import canonical, group_document, parse_json, read_group
 from dynamo_plugin.store._keys import path_key
 from dynamo_plugin.store._specs import spec_from_json, spec_to_json
 
@@ -42,7 +43,8 @@ __all__ = [
 ]
 
 FORMAT = "dynamo-population"
-VERSION = 1
+VERSION = 2
+"""What this release writes. It reads all earlier versions."""
 
 # the group's own document, what an interrupted write of it leaves, and hidden files
 _NO_MODEL = re.compile(r"zarr\.json|zarr\.[0-9a-f]{32}\.partial|\..*")
@@ -58,6 +60,13 @@ class Root:
     """Of the inputs that every model was shown."""
     models: tuple[str, ...] | None
     """Ids that the finished population holds, if the writer knew them."""
+    version: int = VERSION
+    """Format version."""
+
+    @property
+    def config_hash(self) -> str:
+        """SHA-256 of the canonical JSON of the configuration."""
+        return hashlib.sha256(canonical(self.config)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,25 +122,25 @@ def read_root(location: Location) -> Root:
             f"Expected a population at {location}, but there is no zarr.json. "
             "Check the path, or capture one."
         )
-    _check_version(location, data)
+    version = _read_version(location, data)
     found = read_group(location, "", data=data)
     config, inputs_hash, models = (found.get(k) for k in ("config", "inputs_hash", "models"))
     named = models is None or (isinstance(models, list) and all(type(m) is str for m in models))
     if not isinstance(config, dict) or not isinstance(inputs_hash, str) or not named:
         raise CorruptBlock(f"Missing or malformed fields in zarr.json of {location}.")
-    return Root(config, inputs_hash, None if models is None else tuple(models))
+    return Root(config, inputs_hash, None if models is None else tuple(models), version)
 
 
-def _check_version(location: Location, data: NDArray[np.uint8]) -> None:
-    """Refuse other formats before checking details that may differ between versions."""
+def _read_version(location: Location, data: NDArray[np.uint8]) -> int:
+    """Return the version, before details are looked at that differ between versions."""
     match parse_json(data, f"zarr.json of {location}"):
         case {"attributes": {"dynamo": {"format": "dynamo-population", "version": int(found)}}}:
-            if found != VERSION:
-                newer = "Upgrade dynamo-plugin" if found > VERSION else "Capture again"
+            if not 1 <= found <= VERSION:
                 raise UnsupportedFormat(
                     f"{location} is a population of format version {found}; this release reads "
-                    f"version {VERSION} only. {newer}."
+                    f"versions 1 to {VERSION}. Upgrade dynamo-plugin."
                 )
+            return found
         case _:
             raise UnsupportedFormat(
                 f"{location} holds a Zarr group or array, but no population: its attributes do "
@@ -167,7 +176,9 @@ def write_model(location: Location, header: ModelHeader) -> None:
     location.set(f"models/{path_key(header.id)}/zarr.json", group_document(dynamo))
 
 
-def read_model(location: Location, key: str, *, data: NDArray[np.uint8] | None) -> ModelHeader:
+def read_model(
+    location: Location, key: str, *, data: NDArray[np.uint8] | None, version: int = VERSION
+) -> ModelHeader:
     """Return the header of the model in the group models/`key`.
 
     Raises
@@ -188,7 +199,7 @@ def read_model(location: Location, key: str, *, data: NDArray[np.uint8] | None) 
         header = ModelHeader(
             id=found["id"],
             index=found["index"],
-            spec=spec_from_json(found["spec"]),
+            spec=spec_from_json(found["spec"], version=version),
             metadata=found["metadata"],
             model_hash=found["model_hash"],
             complete=found["complete"],
@@ -206,7 +217,9 @@ def read_model(location: Location, key: str, *, data: NDArray[np.uint8] | None) 
     return header
 
 
-def read_models(location: Location) -> tuple[dict[str, ModelHeader], dict[str, StoreError]]:
+def read_models(
+    location: Location, *, version: int = VERSION
+) -> tuple[dict[str, ModelHeader], dict[str, StoreError]]:
     """Return the header of every model by id, in the population's order.
 
     Returns
@@ -220,7 +233,7 @@ def read_models(location: Location) -> tuple[dict[str, ModelHeader], dict[str, S
     errors: dict[str, StoreError] = {}
     for key, data in zip(keys, documents, strict=True):
         try:
-            headers.append(read_model(location, key, data=data))
+            headers.append(read_model(location, key, data=data, version=version))
         except StoreError as error:
             errors[key] = error
     headers.sort(key=lambda header: (header.index, header.id))

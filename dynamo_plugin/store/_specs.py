@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dynamo_plugin.errors import InvalidInput
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.types import JSON
 
 __all__ = [
+    "Sizes",
     "check_spec",
     "model_path",
     "output_layout",
@@ -23,6 +25,19 @@ __all__ = [
     "spec_to_json",
 ]
 
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How long the arrays of every model of a population are."""
+
+    samples: int
+    """Number of samples."""
+    rows: Callable[[int], int]
+    """Steps of all samples together, counting every so many."""
+    version: int
+    """Format version of the population."""
+
+
 _FLOATS = ("float16", "float32", "float64")
 
 
@@ -31,9 +46,11 @@ def model_path(model_id: str) -> str:
     return f"models/{path_key(model_id)}"
 
 
-def row_dimension(axis: RowAxis) -> str:
+def row_dimension(axis: RowAxis, every: int = 1) -> str:
     """Return the name of axis 0 of an array whose rows are time steps or samples."""
-    return "row" if axis == "time" else "sample"
+    if axis == "sample":
+        return "sample"
+    return "row" if every == 1 else f"every {every} rows"
 
 
 def spec_to_json(spec: TrajectorySpec) -> dict[str, JSON]:
@@ -41,8 +58,18 @@ def spec_to_json(spec: TrajectorySpec) -> dict[str, JSON]:
     return {
         "adapter": spec.adapter,
         "sites": [
-            {"name": s.name, "shape": list(s.shape), "dtype": s.dtype, "axis": s.axis}
-            for s in spec.sites
+            {
+                "name": site.name,
+                "shape": list(site.shape),
+                "dtype": site.dtype,
+                "axis": site.axis,
+                "source_dtype": site.source_dtype,
+                "every": site.every,
+                "reduction": None
+                if site.reduction is None
+                else plain_json(dict(site.reduction), "A reduction"),
+            }
+            for site in spec.sites
         ],
         "output": {
             "group": spec.output.group,
@@ -54,8 +81,8 @@ def spec_to_json(spec: TrajectorySpec) -> dict[str, JSON]:
     }
 
 
-def spec_from_json(value: Any) -> TrajectorySpec:
-    """Return the spec that `spec_to_json` wrote.
+def spec_from_json(value: Any, *, version: int) -> TrajectorySpec:
+    """Return the spec that `spec_to_json` wrote, in this or an earlier format version.
 
     Raises
     ------
@@ -65,10 +92,7 @@ def spec_from_json(value: Any) -> TrajectorySpec:
     try:
         spec = TrajectorySpec(
             adapter=value["adapter"],
-            sites=tuple(
-                SiteSpec(s["name"], tuple(s["shape"]), s["dtype"], s["axis"])
-                for s in value["sites"]
-            ),
+            sites=tuple(_site_from_json(site, version) for site in value["sites"]),
             output=OutputSpec(
                 value["output"]["group"],
                 tuple(value["output"]["shape"]),
@@ -81,6 +105,18 @@ def spec_from_json(value: Any) -> TrajectorySpec:
         raise InvalidInput(f"Not the spec of a model: {error!r}") from error
     check_spec(spec)
     return spec
+
+
+def _site_from_json(value: Any, version: int) -> SiteSpec:
+    site = SiteSpec(value["name"], tuple(value["shape"]), value["dtype"], value["axis"])
+    if version == 1:
+        return site
+    return replace(
+        site,
+        source_dtype=value["source_dtype"],
+        every=value["every"],
+        reduction=value["reduction"],
+    )
 
 
 def check_spec(spec: TrajectorySpec) -> None:
@@ -113,38 +149,50 @@ def check_spec(spec: TrajectorySpec) -> None:
             raise InvalidInput(f"Expected one of {_FLOATS} as dtype of {where}, got {dtype!r}.")
         if axis not in ("time", "sample"):
             raise InvalidInput(f"Expected 'time' or 'sample' as axis of {where}, got {axis!r}.")
+    for site in spec.sites:
+        strided = type(site.every) is int and site.every > 1 and site.axis == "time"
+        if not strided and site.every != 1:
+            raise InvalidInput(
+                f"Expected every = 1, or more on the axis 'time', of site {site.name!r}, got "
+                f"{site.every!r} on the axis {site.axis!r}."
+            )
+        if not isinstance(site.reduction, Mapping | None):
+            raise InvalidInput(f"Expected a mapping as reduction, got {site.reduction!r}.")
+        if not isinstance(site.source_dtype, str | None):
+            raise InvalidInput(f"Expected text as source dtype, got {site.source_dtype!r}.")
 
 
-def site_layouts(
-    model_id: str, spec: TrajectorySpec, *, samples: int, rows: int
-) -> dict[str, ArrayLayout]:
+def site_layouts(model_id: str, spec: TrajectorySpec, sizes: Sizes) -> dict[str, ArrayLayout]:
     """Return the array of every site of a model, in the order of the spec."""
     single = len(spec.sites) == 1
     return {
         site.name: ArrayLayout(
             path=f"{model_path(model_id)}/states/{path_key(site.name)}",
-            shape=(rows if site.axis == "time" else samples, *site.shape),
+            shape=(sizes.rows(site.every) if site.axis == "time" else sizes.samples, *site.shape),
             dtype=site.dtype,
             # xarray wants equal lengths for equal names, and sites differ in width
             dimensions=(
-                row_dimension(site.axis),
+                row_dimension(site.axis, site.every),
                 *_axis_names("unit", len(site.shape), "" if single else f" of {site.name}"),
             ),
-            attributes={"site": site.name, "axis": site.axis},
+            attributes={"site": site.name, "axis": site.axis}
+            | ({"every": site.every} if site.every > 1 else {}),
+            version=sizes.version,
         )
         for site in spec.sites
     }
 
 
-def output_layout(model_id: str, spec: TrajectorySpec, *, samples: int, rows: int) -> ArrayLayout:
+def output_layout(model_id: str, spec: TrajectorySpec, sizes: Sizes) -> ArrayLayout:
     """Return the array of a model's outputs."""
     output = spec.output
     return ArrayLayout(
         path=f"{model_path(model_id)}/outputs/{path_key(output.group)}",
-        shape=(rows if output.axis == "time" else samples, *output.shape),
+        shape=(sizes.rows(1) if output.axis == "time" else sizes.samples, *output.shape),
         dtype=output.dtype,
         dimensions=(row_dimension(output.axis), *_axis_names("output", len(output.shape), "")),
         attributes={"group": output.group, "axis": output.axis},
+        version=sizes.version,
     )
 
 

@@ -1,10 +1,12 @@
-"""The inputs that every model of a population is shown: ragged sequences as flat rows."""
+"""The inputs that every model of a population is shown: ragged sequences, or single arrays."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +19,14 @@ from dynamo_plugin.types import InputSpec, RowAxis, SequenceBatch
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["PopulationInputs", "sample_indices"]
+__all__ = ["PopulationInputs", "as_batch", "ranges", "sample_indices"]
+
+_PIECE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PopulationInputs:
-    """Sequences of different lengths, laid one after the other.
+    """Sequences of different lengths, laid one after the other, or one array per sample.
 
     The arrays are kept without a copy and made read-only; do not change them through another
     reference afterwards. Two inputs are the same if their hashes are.
@@ -50,9 +54,10 @@ class PopulationInputs:
     """
 
     values: NDArray[Any]
-    """(row,) int64 ids, or (row, feature) float32 or float64."""
+    """(row,) int64 ids, (row, feature) float32 or float64, or (sample, *shape) of those dtypes. A
+    memory map is not loaded."""
     offsets: NDArray[np.int64]
-    """(sample + 1,): sample i is the rows offsets[i]:offsets[i + 1]."""
+    """(sample + 1,): sample i is the rows offsets[i]:offsets[i + 1], one row without time."""
     sample_ids: tuple[str, ...]
     """One unique id per sample."""
     spec: InputSpec
@@ -120,9 +125,10 @@ class PopulationInputs:
 
     def _check_values(self) -> None:
         values, spec = self.values, self.spec
-        if spec.kind not in ("ids", "features") or spec.size < 1:
+        if spec.kind not in ("ids", "features", "array") or spec.size < 1:
             raise InvalidInput(
-                f"Expected an input kind 'ids' or 'features' and a size of at least 1, got {spec}."
+                "Expected an input kind 'ids', 'features' or 'array' and a size of at least 1, got "
+                f"{spec}."
             )
         if spec.kind == "ids":
             if values.ndim != 1 or values.dtype != np.int64:
@@ -130,26 +136,31 @@ class PopulationInputs:
                     f"Expected ids as int64 of shape (rows,), got {values.dtype} of shape "
                     f"{values.shape}."
                 )
-            wrong = (values < 0) | (values >= spec.size)
-            if wrong.any():
+            row = _first(values, lambda part: (part < 0) | (part >= spec.size))
+            if row is not None:
                 raise InvalidInput(
-                    f"Expected ids from 0 to {spec.size - 1}; {self._row(wrong)} holds "
-                    f"{values[np.argmax(wrong)]}. Raise the vocabulary size or mend the ids."
+                    f"Expected ids from 0 to {spec.size - 1}; {self._row(row)} holds "
+                    f"{values[row]}. Raise the vocabulary size or mend the ids."
                 )
             return
-        if values.ndim != 2 or values.shape[1] != spec.size:
+        row_shape = (spec.size,) if spec.kind == "features" else spec.shape
+        if values.shape[1:] != row_shape or math.prod(row_shape) != spec.size:
             raise InvalidInput(
-                f"Expected features of shape (rows, {spec.size}), got {values.shape}."
+                f"Expected {spec.kind} of {spec.size} numbers, of shape (rows, "
+                f"{', '.join(map(str, row_shape))}), got {values.shape}."
+            )
+        if spec.kind == "array" and len(values) != len(self):
+            raise InvalidInput(
+                f"Expected one array for each of {len(self)} samples, got {len(values)}."
             )
         if values.dtype not in (np.float32, np.float64):
-            raise InvalidInput(f"Expected features as float32 or float64, got {values.dtype}.")
-        wrong = ~np.isfinite(values).all(axis=1)
-        if wrong.any():
-            raise InvalidInput(f"Expected finite features; {self._row(wrong)} holds NaN or inf.")
+            raise InvalidInput(f"Expected {spec.kind} as float32 or float64, got {values.dtype}.")
+        row = _first(values, lambda part: ~np.isfinite(part.reshape(len(part), -1)).all(axis=1))
+        if row is not None:
+            raise InvalidInput(f"Expected finite {spec.kind}; {self._row(row)} holds NaN or inf.")
 
-    def _row(self, wrong: NDArray[np.bool_]) -> str:
-        """Say where the first row of a mask is."""
-        row = int(np.argmax(wrong))
+    def _row(self, row: int) -> str:
+        """Say where a row is."""
         sample = int(np.searchsorted(self.offsets, row, side="right")) - 1
         return f"step {row - self.offsets[sample]} of sample {sample} ({self.sample_ids[sample]!r})"
 
@@ -205,13 +216,16 @@ class PopulationInputs:
         digest = hashlib.sha256(b"dynamo-population-inputs/1\n")
         digest.update(json.dumps(header, sort_keys=True, separators=(",", ":")).encode() + b"\n")
         for part in parts:
-            little = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
-            digest.update(little.data.cast("B"))
+            size = max(_PIECE_BYTES // max(part[:1].nbytes, 1), 1)
+            for start in range(0, len(part), size):
+                piece = part[start : start + size]
+                little = np.ascontiguousarray(piece, dtype=part.dtype.newbyteorder("<"))
+                digest.update(little.data.cast("B"))
         digest.update(ids)
         return digest.hexdigest()
 
     def batch(self, samples: ArrayLike) -> SequenceBatch:
-        """Return some samples as tensors, padded with zeros to the longest of them.
+        """Return some samples as tensors, sequences padded with zeros to the longest of them.
 
         Parameters
         ----------
@@ -221,7 +235,8 @@ class PopulationInputs:
         Returns
         -------
         SequenceBatch
-            `values` (batch, time) int64 or (batch, time, feature); `lengths` (batch,) int64.
+            `values` (batch, time) int64, (batch, time, feature) or (batch, *shape); `lengths`
+            (batch,) int64.
 
         Raises
         ------
@@ -231,12 +246,85 @@ class PopulationInputs:
         chosen = sample_indices(samples, len(self))
         if not chosen.size:
             raise InvalidInput("Expected at least one sample in a batch, got none.")
-        starts, lengths = self.offsets[chosen], self.lengths[chosen]
-        time = np.arange(lengths.max())
-        real = time < lengths[:, None]
-        padded = np.zeros((*real.shape, *self.values.shape[1:]), dtype=self.values.dtype)
-        padded[real] = self.values[(starts[:, None] + time)[real]]
-        return SequenceBatch(values=torch.from_numpy(padded), lengths=torch.from_numpy(lengths))
+        starts, stops = self.offsets[chosen], self.offsets[chosen + 1]
+        if (starts[1:] == stops[:-1]).all():  # as they lie
+            rows = np.array(self.values[starts[0] : stops[-1]])
+        else:
+            rows = self.values[ranges(starts, stops - starts)]
+        return as_batch(rows, stops - starts, self.spec)
+
+    def take(self, samples: ArrayLike) -> PopulationInputs:
+        """Return some samples, in the order given, with their ids and targets.
+
+        Parameters
+        ----------
+        samples
+            (sample,) different sample numbers.
+
+        Raises
+        ------
+        InvalidInput
+            There are none, one is not that of a sample, or one occurs twice.
+        """
+        chosen = sample_indices(samples, len(self))
+        lengths = self.lengths[chosen]
+        rows = ranges(self.offsets[chosen], lengths)
+        targets = self.targets
+        if targets is not None:
+            targets = targets[chosen if self.targets_axis == "sample" else rows]
+        return PopulationInputs(
+            values=self.values[rows],
+            offsets=np.concatenate([[0], np.cumsum(lengths)]),
+            sample_ids=tuple(self.sample_ids[sample] for sample in chosen),
+            spec=self.spec,
+            targets=targets,
+            targets_axis=self.targets_axis,
+        )
+
+
+def ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the numbers in some ranges, one range after the other.
+
+    >>> ranges(np.array([5, 0]), np.array([2, 3]))
+    array([5, 6, 0, 1, 2])
+    """
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+
+
+def as_batch(rows: NDArray[Any], lengths: NDArray[np.int64], spec: InputSpec) -> SequenceBatch:
+    """Return flat rows as a batch, sequences padded with zeros to the longest of them.
+
+    Parameters
+    ----------
+    rows
+        (row, *row shape) of all samples, one after the other; the batch may share its memory.
+    lengths
+        (sample,) rows of each sample.
+    spec
+        What they are.
+    """
+    longest, has_time = int(lengths.max()), spec.kind != "array"
+    leading = (len(lengths), longest) if has_time else (len(lengths),)
+    if (lengths != longest).any():
+        padded = np.zeros((len(lengths) * longest, *rows.shape[1:]), dtype=rows.dtype)
+        padded[ranges(np.arange(len(lengths)) * longest, lengths)] = rows
+        rows = padded
+    return SequenceBatch(
+        values=torch.from_numpy(rows.reshape(*leading, *rows.shape[1:])),
+        lengths=torch.from_numpy(lengths),
+        has_time=has_time,
+    )
+
+
+def _first(values: NDArray[Any], wrong: Callable[[NDArray[Any]], NDArray[np.bool_]]) -> int | None:
+    """Return the first row that is wrong; a memory map is passed through in pieces."""
+    size = max(_PIECE_BYTES // max(values[:1].nbytes, 1), 1)
+    for start in range(0, len(values), size):
+        found = wrong(values[start : start + size])
+        if found.any():
+            return start + int(np.argmax(found))
+    return None
 
 
 def sample_indices(samples: ArrayLike, count: int) -> NDArray[np.int64]:

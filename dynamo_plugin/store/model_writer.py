@@ -7,58 +7,92 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynamo_plugin.errors import IncompleteCapture, UnknownName, suggest
-from dynamo_plugin.store._array_writer import ArrayWriter
-from dynamo_plugin.store._documents import group_document
+from dynamo_plugin.errors import IncompleteCapture, StoreError, UnknownName, suggest
+from dynamo_plugin.store._assembler import Assembler
+from dynamo_plugin.store._documents import check_group, group_document, read_chunk_rows
 from dynamo_plugin.store._root import ModelHeader, write_model
-from dynamo_plugin.store._specs import model_path, output_layout, site_layouts
+from dynamo_plugin.store._specs import model_path
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from dynamo_plugin.store._location import Location
+    from dynamo_plugin.store._blocks import ArrayBlocks, BlockRecord
+    from dynamo_plugin.store._lease import Lease
+    from dynamo_plugin.store._plan import ModelBlocks, Plan
 
 __all__ = ["ModelWriter"]
 
 
 class ModelWriter:
-    """Takes the states and outputs of one model, sample by sample in order.
+    """Takes the blocks of one model, those that are missing in the store.
 
-    Rows may come in any portions. Whole blocks are written as they fill; each counts from the
-    moment its commit record is there.
+    Blocks that were recorded elsewhere are handed to `commit`. Or rows are appended sample by
+    sample, in order and from the first on, in any portions; whole blocks are then written as they
+    fill. Either way a block counts from the moment its commit record is there.
     """
 
-    __slots__ = ("_header", "_location", "_output", "_sites")
+    __slots__ = ("_appenders", "_header", "_lease", "_location", "blocks", "missing")
 
     def __init__(
         self,
-        location: Location,
         header: ModelHeader,
+        blocks: ModelBlocks,
+        plan: Plan,
         *,
-        samples: int,
-        rows: int,
-        inputs_hash: str,
+        lease: Lease,
+        found: ModelHeader | None,
     ) -> None:
-        self._location = location
         self._header = header
-        path = model_path(header.id)
-        write_model(location, header)
-        for folder in ("states", "outputs"):
-            location.set(f"{path}/{folder}/zarr.json", group_document())
-        self._sites = {
-            name: ArrayWriter(
-                location, layout, model_hash=header.model_hash, inputs_hash=inputs_hash
-            )
-            for name, layout in site_layouts(
-                header.id, header.spec, samples=samples, rows=rows
-            ).items()
+        self._lease = lease
+        self._location = blocks.output.location
+        self.blocks = blocks
+        """All blocks of the model."""
+        self.missing: dict[str, set[int]] = {
+            array.layout.path: plan.missing(array) for array in blocks.arrays
         }
-        self._output = ArrayWriter(
-            location,
-            output_layout(header.id, header.spec, samples=samples, rows=rows),
-            model_hash=header.model_hash,
-            inputs_hash=inputs_hash,
-        )
+        """Numbers of the blocks that are not committed yet, by the path of their array."""
+        self._appenders: dict[str, tuple[Assembler, list[int]]] = {}
+        self._describe(found)
+
+    def _describe(self, found: ModelHeader | None) -> None:
+        """Write the documents of the model, as far as they are not there and whole."""
+        self._lease.check()
+        path = model_path(self._header.id)
+        incomplete = replace(self._header, complete=False)
+        if found is None or (found.complete and any(self.missing.values())):
+            write_model(self._location, incomplete)
+        for folder in ("states", "outputs"):
+            try:
+                check_group(self._location, f"{path}/{folder}")
+            except StoreError:
+                self._location.set(f"{path}/{folder}/zarr.json", group_document())
+        for array in self.blocks.arrays:
+            try:
+                read_chunk_rows(self._location, array.layout, array.where)
+            except StoreError:
+                array.describe()
+
+    def commit(self, path: str, record: BlockRecord) -> None:
+        """Make a block count whose data were written.
+
+        Parameters
+        ----------
+        path
+            Path of its array.
+        record
+            What `ArrayBlocks.write` returned.
+
+        Raises
+        ------
+        StoreLocked
+            Another writer took over.
+        StoreError
+            The storage failed.
+        """
+        self._lease.check()
+        array = next(array for array in self.blocks.arrays if array.layout.path == path)
+        array.commit(record)
+        self.missing[path].discard(record.block)
 
     def append_states(self, site: str, rows: ArrayLike) -> None:
         """Append rows of one site, (rows, *row shape), of the declared dtype.
@@ -69,25 +103,41 @@ class ModelWriter:
             The spec has no such site.
         InvalidInput
             Their shape or dtype is not the declared one, or they are too many.
+        StoreError
+            The storage failed, or another writer took over.
         """
-        if site not in self._sites:
+        if site not in self.blocks.sites:
             raise UnknownName(
-                f"Model {self._header.id!r} has no site {site!r}. {suggest(site, self._sites)}"
+                f"Model {self._header.id!r} has no site {site!r}. "
+                f"{suggest(site, self.blocks.sites)}"
             )
-        self._sites[site].append(np.asarray(rows), self._where(site))
+        self._append(self.blocks.sites[site], rows)
 
     def append_outputs(self, rows: ArrayLike) -> None:
-        """Append rows of the output, (rows, *row shape), of the declared dtype.
+        """Append rows of the output, (rows, *row shape), of the declared dtype; see above."""
+        self._append(self.blocks.output, rows)
+
+    def _append(self, array: ArrayBlocks, rows: ArrayLike) -> None:
+        path = array.layout.path
+        if path not in self._appenders:
+            self._appenders[path] = (Assembler(array, self.missing[path]), [0])
+        assembler, position = self._appenders[path]
+        values = np.asarray(rows)
+        if values.ndim:
+            values = values.copy()  # pieces are kept until their block is full
+        for block, pieces in assembler.put(position[0], values):
+            self.commit(path, array.write(block, pieces))
+        position[0] += len(values)
+
+    def zero_sites(self) -> list[str]:
+        """Return the sites of which every stored value is zero.
 
         Raises
         ------
-        InvalidInput
-            Their shape or dtype is not the declared one, or they are too many.
+        StoreError
+            A record is missing or damaged, or the storage failed.
         """
-        self._output.append(np.asarray(rows), f"the output of model {self._header.id!r}")
-
-    def _where(self, site: str) -> str:
-        return f"site {site!r} of model {self._header.id!r}"
+        return [name for name, array in self.blocks.sites.items() if _is_zero(array)]
 
     def finish(self) -> None:
         """Declare the model complete.
@@ -95,14 +145,27 @@ class ModelWriter:
         Raises
         ------
         IncompleteCapture
-            Rows of a site or of the output are missing.
+            Blocks of a site or of the output are missing.
+        StoreError
+            The storage failed, or another writer took over.
         """
-        arrays = {self._where(site): writer for site, writer in self._sites.items()}
-        arrays[f"the output of model {self._header.id!r}"] = self._output
-        for where, writer in arrays.items():
-            if writer.received < writer.expected:
+        for array in self.blocks.arrays:
+            missing = self.missing[array.layout.path]
+            if missing:
+                first = array.bounds(min(missing))[0]
                 raise IncompleteCapture(
-                    f"Expected {writer.expected} rows of {where}, got {writer.received}. "
-                    "Append every sample before finish()."
+                    f"Expected {array.layout.shape[0]} rows of {array.where}; {len(missing)} of "
+                    f"{array.count} blocks are missing, from row {first} on. Append every sample "
+                    "before finish()."
                 )
+        self._lease.check()
         write_model(self._location, replace(self._header, complete=True))
+
+
+def _is_zero(array: ArrayBlocks) -> bool:
+    for record in array.records(range(array.count)):
+        if isinstance(record, IncompleteCapture):
+            raise record
+        if not record.zero:
+            return False
+    return True

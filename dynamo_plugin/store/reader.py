@@ -17,10 +17,13 @@ from dynamo_plugin.errors import (
     suggest,
 )
 from dynamo_plugin.store._array_reader import ArrayReader
+from dynamo_plugin.store._block_cache import BlockCache
+from dynamo_plugin.store._blocks import Identity
 from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_header, read_inputs
-from dynamo_plugin.store._location import Location, StoreLike
+from dynamo_plugin.store._location import Location, StoreLike, locate
+from dynamo_plugin.store._plan import strided_rows
 from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
-from dynamo_plugin.store._specs import output_layout, site_layouts
+from dynamo_plugin.store._specs import Sizes, output_layout, site_layouts
 from dynamo_plugin.store.inputs import PopulationInputs, sample_indices
 from dynamo_plugin.types import OutputSpec, PopulationSpec, TrajectorySpec
 
@@ -57,10 +60,10 @@ def open_population(store: StoreLike, *, allow_incomplete: bool = False) -> Popu
     CorruptBlock
         A description is damaged.
     """
-    location = Location.of(store, create=False)
+    location = locate(store, create=False)
     root = read_root(location)
-    inputs = read_header(location, root.inputs_hash)
-    headers, errors = read_models(location)
+    inputs = read_header(location, root.inputs_hash, version=root.version)
+    headers, errors = read_models(location, version=root.version)
     for error in errors.values():
         if not isinstance(error, IncompleteCapture):
             raise error
@@ -91,7 +94,17 @@ class Population:
     those of sample i are `offsets[i]:offsets[i + 1]` for what was recorded per step.
     """
 
-    __slots__ = ("_header", "_inputs", "_location", "_models", "_offsets", "_root", "_sample_ids")
+    __slots__ = (
+        "_cache",
+        "_header",
+        "_inputs",
+        "_location",
+        "_models",
+        "_offsets",
+        "_readers",
+        "_root",
+        "_sample_ids",
+    )
 
     def __init__(
         self,
@@ -107,6 +120,8 @@ class Population:
         self._inputs: PopulationInputs | None = None
         self._offsets: NDArray[np.int64] | None = None
         self._sample_ids: tuple[str, ...] | None = None
+        self._cache = BlockCache()
+        self._readers: dict[str, ArrayReader] = {}
 
     def __len__(self) -> int:
         return len(self._models)
@@ -290,6 +305,8 @@ class Population:
         -------
         ndarray
             (row, *row shape): the rows of the samples one after the other, in the order asked.
+            Of sites with one row per sample, (sample, *row shape). Where only every k-th step
+            was stored, sample i has `ceil(lengths[i] / k)` rows.
 
         Raises
         ------
@@ -311,9 +328,9 @@ class Population:
             (site,) = layouts
         if site not in layouts:
             raise UnknownName(f"Model {model_id!r} has no site {site!r}. {suggest(site, layouts)}")
-        axis = next(s.axis for s in header.spec.sites if s.name == site)
-        where = f"site {site!r} of model {model_id!r}"
-        return self._reader(header, layouts[site], where).read(self._rows(samples, axis))
+        spec = next(each for each in header.spec.sites if each.name == site)
+        reader = self._reader(header, layouts[site], f"site {site!r} of model {model_id!r}")
+        return self._read(reader, samples, spec.axis, every=spec.every)
 
     def outputs(self, model_id: str, *, samples: ArrayLike | None = None) -> NDArray[Any]:
         """Return outputs of a model.
@@ -343,7 +360,7 @@ class Population:
         reader = self._reader(
             header, self._output_layout(header), f"the output of model {model_id!r}"
         )
-        return reader.read(self._rows(samples, header.spec.output.axis))
+        return self._read(reader, samples, header.spec.output.axis)
 
     def _model(self, model_id: str) -> ModelHeader:
         if model_id not in self._models:
@@ -353,29 +370,41 @@ class Population:
         return self._models[model_id]
 
     def _site_layouts(self, header: ModelHeader) -> dict[str, ArrayLayout]:
-        samples, rows = self._header.samples, self._header.rows
-        return site_layouts(header.id, header.spec, samples=samples, rows=rows)
+        return site_layouts(header.id, header.spec, self._sizes)
 
     def _output_layout(self, header: ModelHeader) -> ArrayLayout:
-        samples, rows = self._header.samples, self._header.rows
-        return output_layout(header.id, header.spec, samples=samples, rows=rows)
+        return output_layout(header.id, header.spec, self._sizes)
+
+    @property
+    def _sizes(self) -> Sizes:
+        return Sizes(self._header.samples, self._count_rows, self._root.version)
+
+    def _count_rows(self, every: int) -> int:
+        """Return the rows of all samples; those of every step need no offsets."""
+        if every == 1:
+            return self._header.rows
+        return int(strided_rows(self.lengths, every).sum())
 
     def _reader(self, header: ModelHeader, layout: ArrayLayout, where: str) -> ArrayReader:
-        return ArrayReader(
-            self._location,
-            layout,
-            where,
-            model_hash=header.model_hash,
-            inputs_hash=self._root.inputs_hash,
-        )
+        if layout.path not in self._readers:
+            identity = Identity(self._root.inputs_hash, header.model_hash, self._root.config_hash)
+            self._readers[layout.path] = ArrayReader(
+                self._location, layout, where, identity, cache=self._cache
+            )
+        return self._readers[layout.path]
 
-    def _rows(self, samples: ArrayLike | None, axis: RowAxis) -> NDArray[np.int64] | None:
-        """Return the row numbers of some samples, None for all rows."""
+    def _read(
+        self, reader: ArrayReader, samples: ArrayLike | None, axis: RowAxis, *, every: int = 1
+    ) -> NDArray[Any]:
+        """Return the rows of some samples, or all rows."""
         if samples is None:
-            return None
+            return reader.read()
         chosen = sample_indices(samples, self._header.samples)
         if axis == "sample":
-            return chosen
-        starts, lengths = self.offsets[chosen], self.lengths[chosen]
-        before = np.cumsum(lengths) - lengths  # rows of the result before each sample
-        return np.repeat(starts - before, lengths) + np.arange(lengths.sum())
+            return reader.read_ranges(chosen, np.ones_like(chosen))
+        if every == 1:
+            starts = self.offsets[chosen]
+            return reader.read_ranges(starts, self.offsets[chosen + 1] - starts)
+        counts = strided_rows(self.lengths, every)
+        ends = np.cumsum(counts)
+        return reader.read_ranges((ends - counts)[chosen], counts[chosen])

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -21,13 +22,18 @@ from dynamo_plugin.errors import (
     UnsupportedFormat,
 )
 from dynamo_plugin.store._array_reader import ArrayReader
+from dynamo_plugin.store._blocks import Identity
 from dynamo_plugin.store._documents import check_group
 from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_header, read_inputs
-from dynamo_plugin.store._location import Location, StoreLike
+from dynamo_plugin.store._location import Location, StoreLike, locate
+from dynamo_plugin.store._plan import strided_rows
 from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
-from dynamo_plugin.store._specs import model_path, output_layout, site_layouts
+from dynamo_plugin.store._specs import Sizes, model_path, output_layout, site_layouts
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from dynamo_plugin.store._documents import ArrayLayout
     from dynamo_plugin.types import JSON
 
 __all__ = ["Problem", "ProblemKind", "VerifyReport", "verify_population"]
@@ -117,7 +123,7 @@ def verify_population(store: StoreLike, *, progress: bool = False) -> VerifyRepo
     UnsupportedFormat
         It is no population, or one of another version.
     """
-    location = Location.of(store, create=False)
+    location = locate(store, create=False)
     verifier = _Verifier(location)
     try:
         root = read_root(location)
@@ -127,7 +133,7 @@ def verify_population(store: StoreLike, *, progress: bool = False) -> VerifyRepo
         verifier.note(error)
         return verifier.report(models=0)
     try:
-        headers, errors = read_models(location)
+        headers, errors = read_models(location, version=root.version)
     except StoreError as error:  # the storage failed, not a description
         verifier.note(error)
         return verifier.report(models=0)
@@ -155,6 +161,7 @@ class _Verifier:
     problems: list[Problem] = field(default_factory=list)
     blocks: int = 0
     bytes: int = 0
+    lengths: NDArray[np.int64] | None = None
 
     def report(self, *, models: int) -> VerifyReport:
         return VerifyReport(
@@ -189,14 +196,14 @@ class _Verifier:
 
     def check(self, root: Root, headers: dict[str, ModelHeader], *, progress: bool) -> None:
         try:
-            header = read_header(self.location, root.inputs_hash)
+            header = read_header(self.location, root.inputs_hash, version=root.version)
         except StoreError as error:  # without it no array's length is known
             self.note(error)
             return
         arrays: list[tuple[ArrayReader, ModelHeader | None]] = [*self._input_arrays(header)]
         for model in headers.values():
-            arrays += self._model_arrays(model, header, root.inputs_hash)
-        total = sum(reader.blocks for reader, _ in arrays)
+            arrays += self._model_arrays(model, header, root)
+        total = sum(reader.blocks.count for reader, _ in arrays)
         with tqdm(total=total, unit="block", file=sys.stderr, disable=not progress) as bar:
             for reader, owner in arrays:
                 self.attempt(
@@ -216,7 +223,7 @@ class _Verifier:
                 self.note(error, array=layout.path)
 
     def _model_arrays(
-        self, model: ModelHeader, header: InputsHeader, inputs_hash: str
+        self, model: ModelHeader, header: InputsHeader, root: Root
     ) -> Iterator[tuple[ArrayReader, ModelHeader]]:
         if not model.complete:
             self.note(
@@ -229,36 +236,28 @@ class _Verifier:
         for folder in ("states", "outputs") if model.complete else ():
             path = f"{model_path(model.id)}/{folder}"
             self.attempt(partial(check_group, self.location, path), model=model.id)
-        sizes = {"samples": header.samples, "rows": header.rows}
+        sizes = Sizes(header.samples, partial(self._count_rows, header), root.version)
+        identity = Identity(root.inputs_hash, model.model_hash, root.config_hash)
         layouts = {
             f"site {site!r} of model {model.id!r}": layout
-            for site, layout in site_layouts(model.id, model.spec, **sizes).items()
+            for site, layout in site_layouts(model.id, model.spec, sizes).items()
         }
-        output = output_layout(model.id, model.spec, **sizes)
+        output = output_layout(model.id, model.spec, sizes)
         layouts[f"the output of model {model.id!r}"] = output
         for where, layout in layouts.items():
             try:
                 if not model.complete and self.location.get(f"{layout.path}/zarr.json") is None:
                     continue  # not begun: said already
-                yield (
-                    ArrayReader(
-                        self.location,
-                        layout,
-                        where,
-                        model_hash=model.model_hash,
-                        inputs_hash=inputs_hash,
-                    ),
-                    model,
-                )
+                yield ArrayReader(self.location, layout, where, identity), model
             except StoreError as error:
                 self.note(error, model=model.id, array=layout.path)
 
     def _check_array(
         self, reader: ArrayReader, model: ModelHeader | None, *, on_block: Callable[[], object]
     ) -> None:
-        path, blocks = reader.layout.path, reader.blocks
+        path, blocks = reader.layout.path, reader.blocks.count
         name = None if model is None else model.id
-        chunks = {c: _block_number(c) for c in self._children(f"{path}/c")}
+        chunks = self._chunks(reader.layout)
         records = {c: _block_number(c) for c in self._children(f"{path}/commits", ".json")}
         for block in sorted({n for n in records.values() if n is not None and n < blocks}):
             try:
@@ -273,11 +272,36 @@ class _Verifier:
         for folder, found in (("c", chunks), ("commits", records)):
             for child, number in found.items():
                 if number is None or number >= blocks:
+                    if folder == "c" and reader.layout.version > 1:
+                        child = f"{path}/{child}"
+                    else:
+                        child = f"{path}/{folder}/{child}"
                     message = (
-                        f"Expected blocks 0 to {blocks - 1}, found {path}/{folder}/{child}, "
+                        f"Expected blocks 0 to {blocks - 1}, found {child}, "
                         "which belongs to none of them. It is never read; delete it."
                     )
                     self.problems.append(Problem(name, path, None, "unexpected", message))
+
+    def _chunks(self, layout: ArrayLayout) -> dict[str, int | None]:
+        """Return the names of all stored chunks, each with the number of its block."""
+        if layout.version == 1:
+            return {name: _block_number(name) for name in self._children(f"{layout.path}/c")}
+        chunks: dict[str, int | None] = {}
+        for name in self._children(layout.path):
+            if name in ("zarr.json", "commits"):
+                continue
+            first, *parts = name.split(".")
+            ours = first == "c" and parts[1:] == ["0"] * len(layout.row_shape)
+            chunks[name] = _block_number(parts[0]) if ours and parts else None
+        return chunks
+
+    def _count_rows(self, header: InputsHeader, every: int) -> int:
+        """Return the rows of all samples, counting every so many steps."""
+        if every == 1:
+            return header.rows
+        if self.lengths is None:
+            self.lengths = np.diff(input_reader(self.location, header, "offsets").read())
+        return int(strided_rows(self.lengths, every).sum())
 
     def _children(self, folder: str, suffix: str = "") -> list[str]:
         names = self.location.children(folder)
@@ -287,8 +311,9 @@ class _Verifier:
         self, reader: ArrayReader, model: str | None, committed: set[int | None]
     ) -> None:
         """Name the blocks without a record, the first ones singly: their number is unchecked."""
-        missing = reader.blocks - sum(n is not None and n < reader.blocks for n in committed)
-        absent = (block for block in range(reader.blocks) if block not in committed)
+        blocks = reader.blocks.count
+        missing = blocks - sum(n is not None and n < blocks for n in committed)
+        absent = (block for block in range(blocks) if block not in committed)
         for block in itertools.islice(absent, _NAMED):
             try:
                 next(reader.fetch([block]))

@@ -156,7 +156,11 @@ def test_options_take_the_place_of_the_file(folder: Path) -> None:
     assert "resume" in again.stderr
     assert "Traceback" not in again.output
     # The untrained model is drawn anew, and so is not the one that was recorded.
-    changed = invoke(folder, "--store", str(other), "--quiet", "--resume")
+    options = ("--store", str(other), "--quiet", "--resume")
+    other_batches = invoke(folder, *options)  # which may change the last bits
+    assert other_batches.exit_code == 1
+    assert "batch_size" in other_batches.stderr
+    changed = invoke(folder, *options, "--batch-size", "1")
     assert changed.exit_code == 1
     assert "model 'untrained'" in changed.stderr
     assert invoke(folder, "--store", str(other), "--quiet", "--overwrite").exit_code == 0

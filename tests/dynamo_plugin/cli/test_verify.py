@@ -42,7 +42,7 @@ def test_a_whole_population_exits_with_zero(population: Path) -> None:
 
 
 def test_damage_exits_with_three(population: Path) -> None:
-    (population / "models/m/states/s/c/0/0").write_bytes(b"xx")
+    (population / "models/m/states/s/c.0.0").write_bytes(b"xx")
     result = CliRunner().invoke(app, [str(population), "-q"])
     assert result.exit_code == 3
     assert "damaged: Block 0 of site 's' of model 'm'" in result.stdout

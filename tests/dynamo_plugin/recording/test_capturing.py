@@ -20,7 +20,7 @@ import zarr.storage
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-import dynamo_plugin.recording.recorder
+import dynamo_plugin.recording.batching
 from dynamo_plugin.errors import (
     CaptureError,
     InvalidInput,
@@ -99,7 +99,7 @@ def assert_recorded(population: Population, model_id: str, model: Reader) -> Non
 def test_states_are_those_of_each_sequence_alone(
     monkeypatch: pytest.MonkeyPatch, window_bytes: int, batch_size: int
 ) -> None:
-    monkeypatch.setattr(dynamo_plugin.recording.recorder, "_WINDOW_BYTES", window_bytes)
+    monkeypatch.setattr(dynamo_plugin.recording.batching, "WINDOW_BYTES", window_bytes)
     models = {"packed": Reader(4), "blind": BlindReader(6, seed=2)}
     population = run(models, batch_size=batch_size)
     assert population.ids == ("packed", "blind")

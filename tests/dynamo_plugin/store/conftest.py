@@ -102,4 +102,4 @@ def example() -> Example:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut arrays of the examples into several blocks."""
-    monkeypatch.setattr("dynamo_plugin.store._array_writer.BLOCK_BYTES", 60)
+    monkeypatch.setattr("dynamo_plugin.store._blocking.BLOCK_BYTES", 60)

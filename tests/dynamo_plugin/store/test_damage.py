@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -50,8 +51,8 @@ def read_everything(store: Any) -> list[Any]:
 def snapshot(example: Any) -> dict[str, bytes]:
     files: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynamo_plugin.store._array_writer.BLOCK_BYTES", 60)
-        example.write(MemoryStore(files), models=list(example.specs))
+        patch.setattr("dynamo_plugin.store._blocking.BLOCK_BYTES", 60)
+        example.write(MemoryStore(files), models=list(example.specs)).close()
     return {key: buffer.to_bytes() for key, buffer in files.items()}
 
 
@@ -125,12 +126,12 @@ MODEL = "model 'plain'"
     ("key", "damage", "error", "message"),
     [
         (f"{STATES}/commits/1.json", None, IncompleteCapture, "never committed.*resume=True"),
-        (f"{STATES}/c/1/0", None, CorruptBlock, "is missing.*Delete the group models/plain"),
-        (f"{STATES}/c/1/0", b"short", CorruptBlock, "with 48 bytes but has 5 bytes"),
-        (f"{STATES}/c/1/0", bytes(48), CorruptBlock, "CRC-32C"),
+        (f"{STATES}/c.1.0", None, CorruptBlock, "is missing.*dynamo-plugin repair"),
+        (f"{STATES}/c.1.0", b"short", CorruptBlock, "with 48 bytes but has 5 bytes"),
+        (f"{STATES}/c.1.0", bytes(48), CorruptBlock, "CRC-32C"),
         (f"{STATES}/commits/1.json", b'{"block":1}', CorruptBlock, "changed or cut short"),
         (f"{STATES}/commits/1.json", b"\xff", CorruptBlock, "Expected JSON"),
-        (f"{STATES}/commits/1.json", b"[" * 10**5, CorruptBlock, "Expected JSON"),
+        (f"{STATES}/commits/1.json", b"[" * 10**4, CorruptBlock, "Expected JSON"),
         (f"{STATES}/commits/1.json", b"[]", CorruptBlock, "JSON object"),
         (f"{STATES}/zarr.json", None, CorruptBlock, "description .* is missing"),
     ],
@@ -169,7 +170,7 @@ def test_blocks_cannot_be_swapped(files: dict[str, bytes], example_of: Any) -> N
     with pytest.raises(CorruptBlock, match="commit record says block = 0"):
         read_everything(
             as_store(
-                moved(f"{STATES}/c/0/", f"{STATES}/c/1/")
+                moved(f"{STATES}/c.0.", f"{STATES}/c.1.")
                 | {f"{STATES}/commits/1.json": files[f"{STATES}/commits/0.json"]}
             )
         )
@@ -197,12 +198,12 @@ def edited(files: dict[str, bytes], key: str, change: Callable[[dict[str, Any]],
 
 def test_other_versions_are_named(files: dict[str, bytes]) -> None:
     def newer(document: dict[str, Any]) -> None:
-        document["attributes"]["dynamo"]["version"] = 2
+        document["attributes"]["dynamo"]["version"] = 3
         document["attributes"]["dynamo"]["models"] = {"new": "layout"}
 
     store = edited(files, "zarr.json", newer)
     for function in (open_population, verify_population):
-        with pytest.raises(UnsupportedFormat, match=r"version 2; .* reads version 1 only. Upgrade"):
+        with pytest.raises(UnsupportedFormat, match=r"version 3; .* versions 1 to 2. Upgrade"):
             function(store)
 
 
@@ -334,14 +335,14 @@ def test_what_is_no_population(tmp_path: Path) -> None:
 
 def test_verify_names_what_is_wrong(tmp_path: Path, example: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynamo_plugin.store._array_writer.BLOCK_BYTES", 60)
+        patch.setattr("dynamo_plugin.store._blocking.BLOCK_BYTES", 60)
         writer = example.write(tmp_path / "p", models=["GRU/3", "plain", "never begun"])
         writer.begin("begun", example.specs["plain"], metadata={}, model_hash="h", index=3)
     states = tmp_path / "p" / STATES
     (states / "commits/2.json").unlink()
-    (states / "c/0/0").write_bytes(bytes(48))
+    (states / "c.0.0").write_bytes(bytes(48))
     shutil.copy(states / "commits/1.json", states / "commits/7.json")
-    (states / f"c/{'0' * 32}.{'a' * 32}.partial").write_bytes(b"")
+    (states / f"c.0.0.{'a' * 32}.partial").write_bytes(b"")
     report = verify_population(tmp_path / "p")
     found = [(p.model, p.array, p.block, p.kind) for p in report.problems]
     assert found == [
@@ -364,7 +365,7 @@ def test_verify_names_what_is_wrong(tmp_path: Path, example: Any) -> None:
 def test_verify_counts_every_byte(tmp_path: Path, example: Any) -> None:
     example.write(tmp_path / "p")
     report = verify_population(tmp_path / "p")
-    chunks = [p for p in (tmp_path / "p").rglob("c/**/*") if p.is_file()]
+    chunks = [p for p in (tmp_path / "p").rglob("c.*") if p.is_file()]
     assert report.ok
     assert report.problems == ()
     assert (report.models, report.blocks) == (2, len(chunks))
@@ -376,14 +377,14 @@ def test_unreadable_storage_is_reported(
     tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     example.write(tmp_path / "p")
-    real = Path.read_bytes
+    real = os.open
 
-    def failing(path: Path) -> bytes:
-        if path.match("models/plain/outputs/*/c/0/0"):
+    def failing(path: str, flags: int, mode: int = 0o777) -> int:
+        if Path(path).match("models/plain/outputs/*/c.0.0"):
             raise OSError(5, "Input/output error")
-        return real(path)
+        return real(path, flags, mode)
 
-    monkeypatch.setattr(Path, "read_bytes", failing)
+    monkeypatch.setattr(os, "open", failing)
     with pytest.raises(StoreError, match="Cannot read models/plain/outputs"):
         open_population(tmp_path / "p").outputs("plain")
     assert [p.kind for p in verify_population(tmp_path / "p").problems] == ["unreadable"]
@@ -396,7 +397,7 @@ def rewritten(files: dict[str, bytes], array: str, values: list[int]) -> MemoryS
     record.pop("record_crc32c")
     record["crc32c"] = crc32c(data)
     record["record_crc32c"] = crc32c(canonical(record))
-    return as_store(files | {f"{array}/c/0": data, f"{array}/commits/0.json": canonical(record)})
+    return as_store(files | {f"{array}/c.0": data, f"{array}/commits/0.json": canonical(record)})
 
 
 def test_inputs_that_contradict_themselves(files: dict[str, bytes], example: Any) -> None:

@@ -39,7 +39,9 @@ def attributes(path: Path) -> dict[str, Any]:
     return dynamo
 
 
-def read_blocks(root: Path, path: str, model_hash: str | None, inputs_hash: str) -> Any:
+def read_blocks(
+    root: Path, path: str, model_hash: str | None, inputs_hash: str, config_hash: str | None = None
+) -> Any:
     """Return the description of an array and its chunks, every one checked."""
     document = json.loads((root / path / "zarr.json").read_bytes())
     shape, data_type = document["shape"], document["data_type"]
@@ -51,7 +53,8 @@ def read_blocks(root: Path, path: str, model_hash: str | None, inputs_hash: str)
     chunks = []
     for block in range(-(-shape[0] // count)):
         rows = [block * count, min((block + 1) * count, shape[0])]
-        chunk = (root / path / "c" / str(block) / "/".join("0" * len(shape[1:]))).read_bytes()
+        name = ".".join(["c", str(block), *"0" * len(shape[1:])])
+        chunk = (root / path / name).read_bytes()
         expected = {
             "array": path,
             "block": block,
@@ -62,6 +65,8 @@ def read_blocks(root: Path, path: str, model_hash: str | None, inputs_hash: str)
             "crc32c": crc32c(chunk),
             "model_hash": model_hash,
             "inputs_hash": inputs_hash,
+            "config_hash": config_hash,
+            "zero": bool(chunk) and not any(chunk) and data_type != "string",
         }
         expected["record_crc32c"] = crc32c(canonical(expected))
         record = (root / path / "commits" / f"{block}.json").read_bytes()
@@ -71,8 +76,10 @@ def read_blocks(root: Path, path: str, model_hash: str | None, inputs_hash: str)
     return document, count, chunks
 
 
-def read_array(root: Path, path: str, model_hash: str | None, inputs_hash: str) -> NDArray[Any]:
-    document, count, chunks = read_blocks(root, path, model_hash, inputs_hash)
+def read_array(
+    root: Path, path: str, model_hash: str | None, inputs_hash: str, config_hash: str | None = None
+) -> NDArray[Any]:
+    document, count, chunks = read_blocks(root, path, model_hash, inputs_hash, config_hash)
     assert document["codecs"] == [{"name": "bytes", "configuration": {"endian": "little"}}]
     shape = document["shape"]
     dtype = np.dtype(document["data_type"]).newbyteorder("<")
@@ -102,10 +109,10 @@ def read_text(root: Path, path: str, inputs_hash: str) -> list[str]:
 def test_the_documentation_is_enough(
     tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dynamo_plugin.store._array_writer.TEXT_BLOCK_ROWS", 3)
+    monkeypatch.setattr("dynamo_plugin.store._blocking.TEXT_BLOCK_ROWS", 3)
     example.write(tmp_path, models=list(example.specs))
     root = attributes(tmp_path)
-    assert (root["format"], root["version"]) == ("dynamo-population", 1)
+    assert (root["format"], root["version"]) == ("dynamo-population", 2)
     assert root["models"] == list(example.specs)
     assert root["config"] == example.config
     inputs_hash = root["inputs_hash"]
@@ -139,7 +146,8 @@ def test_the_documentation_is_enough(
         assert model["complete"] is True
         assert model["metadata"] == example.metadata[model["id"]]
         path = f"models/{group.name}"
-        arguments = (model["model_hash"], inputs_hash)
+        config_hash = hashlib.sha256(canonical(root["config"])).hexdigest()
+        arguments = (model["model_hash"], inputs_hash, config_hash)
         for site in model["spec"]["sites"]:
             name = site["name"]
             key = name if name.islower() else "rnn_layer0~" + sha256(name)[:16]

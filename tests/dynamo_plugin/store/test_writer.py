@@ -13,6 +13,7 @@ from dynamo_plugin.errors import (
     IncompleteCapture,
     InvalidInput,
     StoreExists,
+    StoreLocked,
     StoreNotFound,
     UnknownName,
 )
@@ -56,8 +57,12 @@ def test_an_interrupted_capture_goes_on(tmp_path: Path, example: Any) -> None:
     with pytest.raises(IncompleteCapture, match="2 of 2 are not: 'GRU/3', 'plain'"):
         open_population(tmp_path)
     example.write_model(writer, "GRU/3")
-    half = writer.begin("plain", example.specs["plain"], metadata={}, model_hash="old", index=1)
-    half.append_states("summary", np.zeros((4, 4)))
+    begun = {"metadata": example.metadata["plain"], "model_hash": "hash of plain", "index": 1}
+    half = writer.begin("plain", example.specs["plain"], **begun)
+    half.append_states("summary", example.states["plain"]["summary"])
+    writer.close()
+    with pytest.raises(StoreLocked, match=r"lease .* was lost"):
+        half.append_states("rnn.layer0", example.states["plain"]["rnn.layer0"])
     assert {i: s.complete for i, s in writer.models().items()} == {"GRU/3": True, "plain": False}
     with pytest.raises(IncompleteCapture, match=r"1 of 2 are not: 'plain'.*resume=True"):
         open_population(tmp_path)
@@ -71,6 +76,12 @@ def test_an_interrupted_capture_goes_on(tmp_path: Path, example: Any) -> None:
     assert status.metadata == example.metadata["GRU/3"]
     with pytest.raises(StoreExists, match="is complete"):
         example.write_model(again, "GRU/3")
+    changes: list[dict[str, Any]] = [{"metadata": {}}, {"model_hash": "old"}, {"index": 2}]
+    for change in changes:
+        with pytest.raises(InvalidInput, match=r"was begun in .* with another"):
+            again.begin("plain", example.specs["plain"], **begun | change)
+    model = again.begin("plain", example.specs["plain"], **begun)
+    assert [len(blocks) for blocks in model.missing.values()] == [1, 1, 0, 1]  # summary is there
     example.write_model(again, "plain")
     np.testing.assert_array_equal(
         open_population(tmp_path).states("plain", "summary"), example.states["plain"]["summary"]
@@ -106,6 +117,7 @@ def test_resuming_may_add_models(tmp_path: Path, example_of: Callable[..., Any])
     writer = PopulationWriter.create(tmp_path, example.inputs, config={}, models=["b"])
     example.write_model(writer, "b")
     assert open_population(tmp_path).ids == ("b",)
+    writer.close()
     writer = PopulationWriter.resume(tmp_path, example.inputs, config={}, models=["a", "b"])
     with pytest.raises(IncompleteCapture, match="'a'"):
         open_population(tmp_path)
@@ -131,7 +143,7 @@ def test_resuming_something_else_says_what_differs(
 
 
 @pytest.mark.parametrize(
-    "lost", ["inputs/zarr.json", "inputs/values/c/0", "inputs/sample_ids/commits/0.json"]
+    "lost", ["inputs/zarr.json", "inputs/values/c.0", "inputs/sample_ids/commits/0.json"]
 )
 def test_resuming_mends_the_inputs(tmp_path: Path, example: Any, lost: str) -> None:
     """So that a capture that was interrupted while it wrote them can go on."""
@@ -168,7 +180,7 @@ def test_what_a_model_writer_refuses(tmp_path: Path, example: Any) -> None:
             model.append_states("rnn.layer0", wrong)
     with pytest.raises(UnknownName, match=r"Did you mean 'rnn.layer0'"):
         model.append_states("rnn.layer", rows)
-    with pytest.raises(InvalidInput, match="output of model 'plain'"):
+    with pytest.raises(InvalidInput, match="output 'output2' of model 'plain'"):
         model.append_outputs(np.zeros((4, 3), dtype=np.float32))
     with pytest.raises(IncompleteCapture, match=r"Expected 12 rows of site 'rnn.layer0'"):
         model.finish()

@@ -1,0 +1,66 @@
+"""Blocks that were checked, kept so that they need not be read or checked again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["BlockCache"]
+
+_MOST_MAPS = 4096  # a process may hold some 65,000
+_LOADED_BYTES = 256 * 2**20
+
+
+class BlockCache:
+    """The most recently used blocks of a population: memory maps, and loaded ones up to a size.
+
+    Each is tied to the stamp of its file, so that one that was replaced is read again. A stamp of
+    None means that the storage cannot tell: such blocks do not change while they are open.
+    """
+
+    __slots__ = ("_blocks", "_checked", "_loaded", "_lock")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._checked: dict[tuple[str, int], object] = {}
+        self._blocks: OrderedDict[tuple[str, int], tuple[NDArray[np.uint8], bool]] = OrderedDict()
+        self._loaded = 0
+
+    def knows(self, key: tuple[str, int], stamp: object | None) -> bool:
+        """Return whether a block was checked since its file last changed, or is still loaded."""
+        with self._lock:
+            if stamp is None:
+                return key in self._blocks
+            return self._checked.get(key) == stamp
+
+    def get(self, key: tuple[str, int], stamp: object | None) -> NDArray[np.uint8] | None:
+        """Return a block that is still at hand."""
+        with self._lock:
+            if key not in self._blocks or self._checked.get(key) != stamp:
+                return None
+            self._blocks.move_to_end(key)
+            return self._blocks[key][0]
+
+    def put(
+        self, key: tuple[str, int], stamp: object | None, data: NDArray[np.uint8], *, mapped: bool
+    ) -> None:
+        """Keep a block that was checked."""
+        with self._lock:
+            self._drop(key)
+            self._checked[key] = stamp
+            self._blocks[key] = (data, mapped)
+            self._loaded += 0 if mapped else data.nbytes
+            while len(self._blocks) > _MOST_MAPS or (
+                self._loaded > _LOADED_BYTES and len(self._blocks) > 1
+            ):
+                self._drop(next(iter(self._blocks)))
+
+    def _drop(self, key: tuple[str, int]) -> None:
+        if key in self._blocks:
+            data, mapped = self._blocks.pop(key)
+            self._loaded -= 0 if mapped else data.nbytes

@@ -1,0 +1,273 @@
+"""A folder on a local disk: written atomically and durably, read without leaving it."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import shutil
+import stat
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dynamo_plugin.errors import CorruptBlock, StoreError, StoreExists, StoreNotFound
+from dynamo_plugin.store._location import DOCUMENT_BYTES, LEFTOVER_SUFFIX, Bytes, Location
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["LocalLocation"]
+
+# never wait for a pipe that lies where a file should; never follow what was resolved already
+_READ_FLAGS = os.O_RDONLY | sum(
+    getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
+)
+_WRITE_FLAGS = (
+    os.O_WRONLY
+    | os.O_CREAT
+    | os.O_EXCL
+    | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
+)
+_MOST_PIECES = 512  # of one writev; POSIX systems take at least 1,024 but for a few
+
+
+class LocalLocation(Location):
+    """A folder on a local disk.
+
+    A value is written to a temporary file, flushed to the disk (fsync), renamed, and its folder
+    flushed too, so that after a power failure a key holds all of its value or does not exist.
+    Symbolic links are followed only as far as they stay inside the folder, and nothing but plain
+    files is opened, so that a store made by somebody else cannot have other files read.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    """
+
+    __slots__ = ("_folders", "_real", "_root")
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._real = os.path.realpath(self._root)
+        self._folders: set[str] = set()
+
+    @classmethod
+    def opened(cls, path: Path, *, create: bool) -> LocalLocation:
+        """Return the place at a path; raises `StoreExists` or `StoreNotFound`."""
+        if create and path.exists() and not path.is_dir():
+            raise StoreExists(
+                f"Expected a free path for the population, but {path} is a file. Choose another."
+            )
+        if not create and not path.is_dir():
+            came = "is a file" if path.exists() else "does not exist"
+            raise StoreNotFound(f"Expected the folder of a population, but {path} {came}.")
+        return cls(path)
+
+    def __str__(self) -> str:
+        return self._root
+
+    def __getstate__(self) -> str:
+        return str(Path(self._root).absolute())
+
+    def __setstate__(self, state: str) -> None:
+        self.__init__(Path(state))  # type: ignore[misc]
+
+    def _resolved(self, key: str) -> str:
+        """Return the real path of a key, which must lie inside the real root."""
+        real = os.path.realpath(f"{self._root}/{key}" if key else self._root)
+        if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
+            raise CorruptBlock(
+                f"{key} of {self} is a symbolic link that leads out of the store, to {real}. "
+                "Nothing outside a store is read; replace the link by what it points to."
+            )
+        return real
+
+    @contextlib.contextmanager
+    def _opened(self, key: str) -> Iterator[tuple[int, os.stat_result] | None]:
+        """Yield a descriptor and its status, None where there is no file."""
+        try:
+            descriptor = os.open(self._resolved(key), _READ_FLAGS)
+        except (FileNotFoundError, NotADirectoryError):
+            yield None
+            return
+        except OSError as error:
+            raise StoreError(f"Cannot read {key} of {self}: {error}") from error
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CorruptBlock(f"Expected a file at {key} of {self}, found something else.")
+            yield descriptor, status
+        except OSError as error:
+            raise StoreError(f"Cannot read {key} of {self}: {error}") from error
+        finally:
+            os.close(descriptor)
+
+    def get(self, key: str, *, limit: int = DOCUMENT_BYTES) -> NDArray[np.uint8] | None:
+        """Return the bytes under a key; see `Location.get`."""
+        with self._opened(key) as found:
+            if found is None:
+                return None
+            descriptor, status = found
+            if status.st_size > limit:
+                raise CorruptBlock(
+                    f"Expected at most {limit} bytes at {key} of {self}, found {status.st_size}."
+                )
+            data = np.empty(status.st_size, dtype=np.uint8)
+            filled = 0
+            while filled < data.size:
+                count = os.readv(descriptor, [data[filled:].data])
+                if not count:
+                    return data[:filled]
+                filled += count
+            return data
+
+    def sizes(self, keys: Iterable[str]) -> Iterator[int | None]:
+        """Return how many bytes lie under each key; see `Location.sizes`."""
+        for key in keys:
+            try:
+                status = os.stat(self._resolved(key))  # noqa: PTH116 - resolved once, above
+                yield status.st_size if stat.S_ISREG(status.st_mode) else None
+            except (FileNotFoundError, NotADirectoryError):
+                yield None
+
+    def map(self, key: str, size: int) -> NDArray[np.uint8] | None:
+        """Return the bytes under a key as a memory map; see `Location.map`."""
+        with self._opened(key) as found:
+            if found is None or found[1].st_size != size:
+                came = "is missing" if found is None else f"has {found[1].st_size} bytes"
+                raise CorruptBlock(f"Expected {size} bytes at {key} of {self}; it {came}.")
+            mapped = mmap.mmap(found[0], size, access=mmap.ACCESS_READ)
+            return np.frombuffer(mapped, dtype=np.uint8)
+
+    def stamp(self, key: str) -> object | None:
+        """Return inode, size and time of change of the file; see `Location.stamp`."""
+        try:
+            status = os.stat(f"{self._root}/{key}")  # noqa: PTH116 - in the path of every read
+        except OSError:
+            return None
+        return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+    def set_parts(self, key: str, parts: Sequence[Bytes]) -> None:
+        """Write several pieces as one value; see `Location.set_parts`."""
+        path = f"{self._root}/{key}"
+        self._write(key, path, parts, exclusive=False)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write bytes where there are none; see `Location.create`."""
+        return self._write(key, f"{self._root}/{key}", [data], exclusive=True)
+
+    def _write(self, key: str, path: str, parts: Sequence[Bytes], *, exclusive: bool) -> bool:
+        folder = os.path.dirname(path)  # noqa: PTH120 - text in, text out
+        partial = f"{path}.{uuid.uuid4().hex}{LEFTOVER_SUFFIX}"
+        try:
+            self._make_folder(folder)
+            try:
+                descriptor = os.open(partial, _WRITE_FLAGS, 0o666)
+            except FileNotFoundError:  # somebody removed the folder since
+                self._folders.clear()
+                self._make_folder(folder)
+                descriptor = os.open(partial, _WRITE_FLAGS, 0o666)
+            try:
+                try:
+                    _write_all(descriptor, parts)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                if exclusive:
+                    try:
+                        os.link(partial, path)
+                    except FileExistsError:
+                        return False
+                    finally:
+                        os.unlink(partial)  # noqa: PTH108
+                else:
+                    os.replace(partial, path)  # noqa: PTH105
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(partial)  # noqa: PTH108
+                raise
+            _flush_folder(folder)
+        except OSError as error:
+            raise StoreError(
+                f"Cannot write {key} of {self}: {error}. What was committed before is safe; make "
+                "room or mend the storage, then go on with resume=True (--resume)."
+            ) from error
+        return True
+
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder and those above it, each entered durably into the one that holds it."""
+        if folder in self._folders:
+            return
+        missing = []
+        while not os.path.isdir(folder):  # noqa: PTH112
+            missing.append(folder)
+            folder = os.path.dirname(folder)  # noqa: PTH120
+        for path in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(path)  # noqa: PTH102
+            _flush_folder(os.path.dirname(path))  # noqa: PTH120
+            self._folders.add(path)
+
+    def children(self, folder: str) -> list[str]:
+        """Return the names in a folder; see `Location.children`."""
+        try:
+            return sorted(os.listdir(self._resolved(folder)))  # noqa: PTH208
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as error:
+            raise StoreError(f"Cannot list {folder or 'the root'} of {self}: {error!r}") from error
+
+    def delete(self, folder: str) -> None:
+        """Remove a folder; see `Location.delete`."""
+        self._folders.clear()
+        path = f"{self._root}/{folder}"
+        try:
+            if os.path.islink(path):  # noqa: PTH114 - the link goes, not what it points to
+                os.unlink(path)  # noqa: PTH108
+            elif os.path.isdir(path):  # noqa: PTH112
+                shutil.rmtree(path)
+                _flush_folder(os.path.dirname(path))  # noqa: PTH120
+        except OSError as error:
+            raise StoreError(f"Cannot delete {folder} of {self}: {error}") from error
+
+    def prune(self, folder: str) -> None:
+        """Remove a folder if it is empty; see `Location.prune`."""
+        self._folders.discard(f"{self._root}/{folder}")
+        with contextlib.suppress(OSError):
+            os.rmdir(f"{self._root}/{folder}")  # noqa: PTH106
+
+    def delete_key(self, key: str) -> None:
+        """Remove one key; see `Location.delete_key`."""
+        try:
+            os.unlink(f"{self._root}/{key}")  # noqa: PTH108
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise StoreError(f"Cannot delete {key} of {self}: {error}") from error
+
+
+def _write_all(descriptor: int, parts: Sequence[Bytes]) -> None:
+    """Write all pieces, whatever the system takes at a time."""
+    rest = [memoryview(part).cast("B") for part in parts if len(part)]  # type: ignore[arg-type]
+    while rest:
+        written = os.writev(descriptor, rest[:_MOST_PIECES])
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = rest[0][written:]
+
+
+def _flush_folder(folder: str) -> None:
+    """Make the names in a folder durable, where the system has a way to."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder or ".", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
