@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ class Call:
     """The user's own way, which takes the place of the plain call."""
     time_first: bool
     """Whether the model wants (time, sample, ...) values."""
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    """Further arguments of the plain call."""
 
     def __call__(self, model: nn.Module, batch: SequenceBatch) -> Any:
         """Run the model on a batch.
@@ -64,19 +66,23 @@ class Call:
         if self.time_first:
             values = values.transpose(0, 1).contiguous()
         name = lengths_parameter(model)
+        keywords = dict(self.keywords) if name is None else {**self.keywords, name: batch.lengths}
         try:
             if self.forward is not None:
                 return self.forward(model, values, batch.lengths)
-            if name is not None:
-                return model(values, **{name: batch.lengths})
-            return model(values)
+            return model(values, **keywords)
         except DynamoError:
             raise
         except Exception as error:
             if self.forward is not None:
                 way = "forward(model, values, lengths)"
             else:
-                way = "model(values)" if name is None else f"model(values, {name}=lengths)"
+                named = {name: "lengths"} if name else {}
+                shown = [
+                    f"{key}={named.get(key, key if isinstance(value, Tensor) else repr(value))}"
+                    for key, value in keywords.items()
+                ]
+                way = f"model({', '.join(['values', *shown])})"
             dtype = str(values.dtype).removeprefix("torch.")
             raise CaptureError(
                 f"{type(model).__name__} raised {type(error).__name__}: {error}. It was called as "
