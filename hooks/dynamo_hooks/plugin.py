@@ -9,9 +9,14 @@ __all__ = ["dynamo_register_adapters"]
 
 @hookimpl
 def dynamo_register_adapters(register: Register) -> None:
-    """Register the adapters, the more specific ones first."""
+    """Register the adapters; of several that take a model, the last one reads it."""
     register(
         "torch_recurrent",
         "dynamo_hooks.torch_recurrent:TorchRecurrentAdapter",
         summary="torch.nn.RNN, GRU and LSTM inside any module",
+    )
+    register(
+        "transformer_lens",
+        "dynamo_hooks.transformer_lens:TransformerLensAdapter",
+        summary="hook points of TransformerLens: TransformerBridge and HookedRootModule",
     )
