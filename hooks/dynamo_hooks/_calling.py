@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import CaptureError, DynamoError
 from dynamo_plugin.types import SequenceBatch
 
-__all__ = ["Call", "Forward", "lengths_parameter"]
+__all__ = ["LENGTHS_NAMES", "Call", "Forward", "lengths_parameter"]
 
 Forward = Callable[[Any, Tensor, Tensor], Any]
 """Calls a model: takes the model, the values and the lengths; returns what the model returns."""
 
-_LENGTHS_NAMES = (
+LENGTHS_NAMES = (
     "lengths",
     "length",
     "seq_lens",
@@ -37,7 +37,7 @@ def lengths_parameter(model: nn.Module) -> str | None:
     'seq_lens'
     """
     parameters = inspect.signature(model.forward).parameters
-    return next((name for name in _LENGTHS_NAMES if name in parameters), None)
+    return next((name for name in LENGTHS_NAMES if name in parameters), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,3 +20,8 @@ def dynamo_register_adapters(register: Register) -> None:
         "dynamo_hooks.transformer_lens:TransformerLensAdapter",
         summary="hook points of TransformerLens: TransformerBridge and HookedRootModule",
     )
+    register(
+        "flax_nnx",
+        "dynamo_hooks.flax_nnx:FlaxNNXAdapter",
+        summary="flax.nnx modules (JAX)",
+    )
