@@ -29,7 +29,7 @@ def is_array(value: object) -> bool:
     """Return whether a value is a JAX array, with numbers or abstract; keys are none."""
     import jax
 
-    return isinstance(value, jax.Array) and not jax.dtypes.issubdtype(
+    return isinstance(value, jax.Array) and not jax.numpy.issubdtype(
         value.dtype, jax.dtypes.prng_key
     )
 

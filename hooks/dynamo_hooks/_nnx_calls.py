@@ -100,7 +100,7 @@ def watched_calls(
 
         # `kind.__call__.__wrapped__` is what a decorator wraps, also while this is in its place.
         if hasattr(original, "__wrapped__"):
-            wrapper.__wrapped__ = original.__wrapped__  # type: ignore[attr-defined]
+            wrapper.__wrapped__ = original.__wrapped__
         return wrapper
 
     with _LOCK, ExitStack() as restored:

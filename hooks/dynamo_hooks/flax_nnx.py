@@ -156,7 +156,7 @@ class FlaxNNXAdapter(Adapter):
             raise UnsupportedModel(f"expected a flax.nnx.Module; got {type(model).__name__}.")
         from flax import nnx
 
-        copy = nnx.clone(model)
+        copy: Any = nnx.clone(model)
         nnx.Module.set_attributes(
             copy, deterministic=True, use_running_average=True, raise_if_not_found=False
         )
