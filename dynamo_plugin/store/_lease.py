@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
-import socket
 import threading
 import time
 import uuid
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from datetime import datetime
 
 from dynamo_plugin.errors import CorruptBlock, InvalidInput, StoreError, StoreLocked
+from dynamo_plugin.store import _processes
 from dynamo_plugin.store._documents import canonical, parse_json
 from dynamo_plugin.store._location import Location
 
@@ -25,6 +25,9 @@ FOLDER = "leases"
 TIME_TO_LIVE = 120.0
 """Seconds without renewal after which the lease of a writer on another machine has ended."""
 
+_SETTLING = 0.5
+"""Seconds after which a lease that took the place of an ended one is looked at again: a rival that
+saw the same ended one may have deleted ours."""
 
 _PATIENCE = 10.0  # seconds for the storage to take a lease back
 _LOCK = threading.Lock()
@@ -78,50 +81,78 @@ class Lease:
 
     def __init__(self, location: Location, share: Share | None) -> None:
         self.share = share
-        self._location = location
         name = "begin" if share is None else f"{share.index}-of-{share.count}"
-        self._key = f"{FOLDER}/{name}.json"
-        self._nonce = uuid.uuid4().hex
+        self._hold = _Hold(location, f"{FOLDER}/{name}.json", share)
         with _LOCK:
             self._acquire()
-        self._stop = threading.Event()
-        self._lost = threading.Event()
-        arguments = (location, self._key, share, self._nonce, self._stop, self._lost)
-        self._thread = threading.Thread(
-            target=_keep, args=arguments, name="dynamo-lease", daemon=True
-        )
+        self._thread = threading.Thread(target=self._hold.keep, name="dynamo-lease", daemon=True)
         self._thread.start()
-        _LIVE[self._nonce] = self
+        _LIVE[self._hold.nonce] = self
         # without any input or output: it may run inside the storage's own event loop
-        self._finalizer = weakref.finalize(self, self._stop.set)
+        self._finalizer = weakref.finalize(self, self._hold.stop.set)
         self._finalizer.atexit = False
 
     def _acquire(self) -> None:
+        hold = self._hold
+        location, took_over = hold.location, False
         for _ in range(5):
-            if self._location.create(self._key, _content(self.share, self._nonce)):
+            if location.create(hold.key, hold.content()):
                 break
-            held = _read(self._location, self._key)
+            held = _read(location, hold.key)
+            if held is None:  # gone; or being written, where storage shows that
+                time.sleep(_SETTLING)
+                held = _read(location, hold.key)
             if held is not None and _is_held(held):
-                raise _locked(self._location, held)
-            self._location.delete_key(self._key)
+                raise _locked(location, held)
+            location.delete_key(hold.key)
+            took_over = True
         else:
-            raise StoreLocked(f"Several writers compete for {self._location}. Try again.")
-        for name in self._location.children(FOLDER):
+            raise StoreLocked(f"Several writers compete for {location}. Try again.")
+        try:
+            self._check_others()
+            if took_over:
+                time.sleep(_SETTLING)
+                if not hold.is_ours():
+                    raise StoreLocked(f"Several writers compete for {location}. Try again.")
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                if hold.is_ours():
+                    location.delete_key(hold.key)
+            raise
+
+    def _check_others(self) -> None:
+        """Refuse a share that overlaps one of another writer; clear away leases that ended."""
+        hold = self._hold
+        for name in hold.location.children(FOLDER):
             key = f"{FOLDER}/{name}"
-            if key == self._key or not name.endswith(".json"):
+            if key == hold.key or not name.endswith(".json"):
                 continue
-            held = _read(self._location, key)
+            held = _read(hold.location, key)
             if held is None or not _is_held(held):
-                self._location.delete_key(key)
-            elif (other := _share(held)) and self.share and self.share.overlaps(other):
-                self._location.delete_key(self._key)
-                raise _locked(self._location, held)
+                hold.location.delete_key(key)
+            elif (other := held.share) and self.share and self.share.overlaps(other):
+                raise _locked(hold.location, held)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the lease is neither lost nor ended."""
+        return not self._hold.lost.is_set() and not self._hold.stop.is_set()
 
     def check(self) -> None:
-        """Raise `StoreLocked` if another writer took the lease over."""
-        if self._lost.is_set() or self._stop.is_set():
+        """Raise `StoreLocked` if another writer took the lease over.
+
+        A process that slept, so that it did not renew in time, looks at the storage first.
+
+        Raises
+        ------
+        StoreLocked, StoreError
+            The lease was lost, or the storage cannot say.
+        """
+        if self.holds and abs(time.time() - self._hold.renewed) > TIME_TO_LIVE / 2:
+            self._hold.renew()
+        if not self.holds:
             raise StoreLocked(
-                f"The lease on {self._location} was lost: this process could not renew it in "
+                f"The lease on {self._hold.location} was lost: this process could not renew it in "
                 "time, and another may write there now. Nothing more is written; go on with "
                 "resume=True (--resume)."
             )
@@ -132,120 +163,129 @@ class Lease:
         self._thread.join(_PATIENCE)
 
 
+class _Hold:
+    """What a lease shares with the thread that renews it; it does not keep the lease alive."""
+
+    __slots__ = ("_turn", "key", "location", "lost", "nonce", "renewed", "share", "stop")
+
+    def __init__(self, location: Location, key: str, share: Share | None) -> None:
+        self.location = location
+        self.key = key
+        self.share = share
+        self.nonce = uuid.uuid4().hex
+        self.renewed = time.time()
+        self.stop = threading.Event()
+        self.lost = threading.Event()
+        self._turn = threading.Lock()
+
+    def content(self) -> bytes:
+        """Return the lease as it is stored."""
+        self.renewed = time.time()
+        return canonical(
+            {
+                "share": None if self.share is None else [self.share.index, self.share.count],
+                "nonce": self.nonce,
+                "renewed": self.renewed,
+                "host": _processes.host(),
+                "pid": os.getpid(),
+                "started": _processes.started(os.getpid()),
+            }
+        )
+
+    def is_ours(self) -> bool:
+        """Return whether the stored lease is still this one."""
+        held = _read(self.location, self.key)
+        return held is not None and held.nonce == self.nonce
+
+    def renew(self) -> None:
+        """Write the lease anew, or note that it was lost; raises `StoreError`."""
+        with self._turn:
+            before = self.renewed
+            try:
+                if self.is_ours():
+                    self.location.set(self.key, self.content())
+                else:
+                    self.lost.set()
+            except BaseException:
+                self.renewed = before
+                raise
+
+    def keep(self) -> None:
+        """Renew the lease until it is to end, and end it."""
+        while not self.stop.wait(TIME_TO_LIVE / 6):
+            try:
+                self.renew()
+            except StoreError:  # storage may come back before the lease has ended
+                if time.time() - self.renewed > TIME_TO_LIVE / 2:
+                    self.lost.set()
+            if self.lost.is_set():
+                return
+        with contextlib.suppress(StoreError), _LOCK:  # it ends by itself, if need be
+            # nobody in this process takes it over between the two steps
+            if self.is_ours():
+                self.location.delete_key(self.key)
+                self.location.prune(FOLDER)
+
+
 _LIVE: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()
 """The leases of this process, by nonce."""
 
 
-def _content(share: Share | None, nonce: str) -> bytes:
-    return canonical(
-        {
-            "share": None if share is None else [share.index, share.count],
-            "nonce": nonce,
-            "renewed": time.time(),
-            "host": _host(),
-            "pid": os.getpid(),
-            "started": _started(os.getpid()),
-        }
-    )
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What a stored lease says."""
+
+    share: Share | None
+    nonce: str
+    renewed: float
+    host: str
+    pid: int
+    started: str | None
 
 
-def _read(location: Location, key: str) -> dict[str, Any] | None:
-    """Return a lease, None if it is gone or unreadable: leases are written in one piece."""
-    data = location.get(key, limit=2**16)
+def _read(location: Location, key: str) -> _Held | None:
+    """Return a stored lease, None if it is gone or is none: leases are written in one piece."""
+    try:
+        data = location.get(key, limit=2**16)
+    except CorruptBlock:
+        return None
     if data is None:
         return None
     try:
-        found = parse_json(data, key)
-        _share(found)
-    except (CorruptBlock, InvalidInput, KeyError, TypeError):
-        return None
-    return found
+        match parse_json(data, key):
+            case {
+                "share": [int(), int()] | None as share,
+                "nonce": str(nonce),
+                "renewed": int() | float() as renewed,
+                "host": str(host),
+                "pid": int(pid),
+                "started": str() | None as started,
+            } if 0 <= renewed < 2**37 and 0 < pid < 2**31:
+                part = None if share is None else Share(*share)
+                return _Held(part, nonce, renewed, host, pid, started)
+    except (CorruptBlock, InvalidInput):
+        pass
+    return None
 
 
-def _share(held: dict[str, Any]) -> Share | None:
-    share = held["share"]
-    return None if share is None else Share(int(share[0]), int(share[1]))
+def _is_held(held: _Held) -> bool:
+    if held.host != _processes.host():
+        return time.time() - held.renewed < TIME_TO_LIVE
+    if held.pid == os.getpid() and held.started == _processes.started(held.pid):
+        lease = _LIVE.get(held.nonce)
+        return lease is not None and lease.holds
+    return held.started == _processes.started(held.pid) and _processes.runs(held.pid)
 
 
-def _is_held(held: dict[str, Any]) -> bool:
-    if held.get("host") == _host():
-        pid = held.get("pid")
-        if pid == os.getpid() and held.get("started") == _started(os.getpid()):
-            return held.get("nonce") in _LIVE
-        return isinstance(pid, int) and _started(pid) == held.get("started") and _runs(pid)
-    renewed = held.get("renewed")
-    return isinstance(renewed, int | float) and time.time() - renewed < TIME_TO_LIVE
-
-
-def _locked(location: Location, held: dict[str, Any]) -> StoreLocked:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(float(held.get("renewed", 0))))
-    share = _share(held)
+def _locked(location: Location, held: _Held) -> StoreLocked:
+    since = datetime.fromtimestamp(held.renewed).isoformat(" ", "seconds")
+    share = held.share
     part = f", share {share.index} of {share.count}" if share and share.count > 1 else ""
     return StoreLocked(
-        f"Another writer is at work on {location}{part}: process {held.get('pid')} on "
-        f"{str(held.get('host')).partition('/')[0]}, last heard of at {since}. Wait for it. If it "
-        f"was stopped on another machine, its lease ends {TIME_TO_LIVE:.0f} seconds after that."
+        f"Another writer is at work on {location}{part}: process {held.pid} on "
+        f"{held.host.partition('/')[0]}, last heard of at {since}. Wait for it. If it was stopped "
+        f"on another machine, its lease ends {TIME_TO_LIVE:.0f} seconds after that."
     )
-
-
-def _host() -> str:
-    """Return what tells this running machine (or container) from others and from a reboot."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    namespace = Path("/proc/self/ns/pid")
-    try:
-        return f"{socket.gethostname()}/{boot.read_text().strip()}/{namespace.readlink()}"
-    except OSError:
-        return f"{socket.gethostname()}/{uuid.getnode():012x}"
-
-
-def _started(pid: int) -> str | None:
-    """Return when a process began, so that a number that is used again is not mistaken for it."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it runs, and belongs to somebody else
-        return True
-    return True
-
-
-def _keep(
-    location: Location,
-    key: str,
-    share: Share | None,
-    nonce: str,
-    stop: threading.Event,
-    lost: threading.Event,
-) -> None:
-    """Renew a lease until it is to end, and end it."""
-    renewed = time.monotonic()
-    while not stop.wait(TIME_TO_LIVE / 6):
-        try:
-            held = _read(location, key)
-            if held is None or held.get("nonce") != nonce:
-                lost.set()
-                return
-            location.set(key, _content(share, nonce))
-            renewed = time.monotonic()
-        except StoreError:  # storage may come back before the lease has ended
-            if time.monotonic() - renewed > TIME_TO_LIVE / 2:
-                lost.set()
-                return
-    try:
-        with _LOCK:  # nobody in this process takes it over between the two steps
-            held = _read(location, key)
-            if held is not None and held.get("nonce") == nonce:
-                location.delete_key(key)
-                location.prune(FOLDER)
-    except StoreError:
-        pass  # it ends by itself
 
 
 def _release_all() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import shutil
@@ -33,6 +34,7 @@ _WRITE_FLAGS = (
     | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 )
 _MOST_PIECES = 512  # of one writev; POSIX systems take at least 1,024 but for a few
+_PIECE_BYTES = 2**24  # of one read or write, on systems that know no readv and writev
 
 
 class LocalLocation(Location):
@@ -41,7 +43,7 @@ class LocalLocation(Location):
     A value is written to a temporary file, flushed to the disk (fsync), renamed, and its folder
     flushed too, so that after a power failure a key holds all of its value or does not exist.
     Symbolic links are followed only as far as they stay inside the folder, and nothing but plain
-    files is opened, so that a store made by somebody else cannot have other files read.
+    files is opened, so that a store made by somebody else cannot have other files read or written.
 
     Parameters
     ----------
@@ -49,30 +51,35 @@ class LocalLocation(Location):
         The folder.
     """
 
-    __slots__ = ("_folders", "_real", "_root")
+    __slots__ = ("_folders", "_label", "_real", "_root")
 
     def __init__(self, root: Path) -> None:
-        self._root = str(root)
+        self._label = str(root)
+        self._root = os.path.abspath(root)  # noqa: PTH100 - the current folder may change
         self._real = os.path.realpath(self._root)
         self._folders: set[str] = set()
 
     @classmethod
     def opened(cls, path: Path, *, create: bool) -> LocalLocation:
-        """Return the place at a path; raises `StoreExists` or `StoreNotFound`."""
-        if create and path.exists() and not path.is_dir():
+        """Return the place at a path; raises `StoreExists`, `StoreNotFound` or `StoreError`."""
+        try:
+            exists, is_folder = path.exists(), path.is_dir()
+        except (OSError, ValueError) as error:  # not permitted, too long, or with a null character
+            raise StoreError(f"Cannot look for a population at {str(path)!r}: {error}") from error
+        if create and exists and not is_folder:
             raise StoreExists(
                 f"Expected a free path for the population, but {path} is a file. Choose another."
             )
-        if not create and not path.is_dir():
-            came = "is a file" if path.exists() else "does not exist"
+        if not create and not is_folder:
+            came = "is a file" if exists else "does not exist"
             raise StoreNotFound(f"Expected the folder of a population, but {path} {came}.")
         return cls(path)
 
     def __str__(self) -> str:
-        return self._root
+        return self._label
 
     def __getstate__(self) -> str:
-        return str(Path(self._root).absolute())
+        return self._root
 
     def __setstate__(self, state: str) -> None:
         self.__init__(Path(state))  # type: ignore[misc]
@@ -82,10 +89,16 @@ class LocalLocation(Location):
         real = os.path.realpath(f"{self._root}/{key}" if key else self._root)
         if real != self._real and not real.startswith(self._real.rstrip(os.sep) + os.sep):
             raise CorruptBlock(
-                f"{key} of {self} is a symbolic link that leads out of the store, to {real}. "
-                "Nothing outside a store is read; replace the link by what it points to."
+                f"{key} of {self} is, or lies behind, a symbolic link that leads out of the store, "
+                f"to {real}. Nothing outside a store is read or written; replace the link by what "
+                "it points to."
             )
         return real
+
+    def _parent(self, key: str) -> str:
+        """Return the real path of the folder that holds a key, itself perhaps a link."""
+        folder, _, name = key.rpartition("/")
+        return f"{self._resolved(folder)}/{name}"
 
     @contextlib.contextmanager
     def _opened(self, key: str) -> Iterator[tuple[int, os.stat_result] | None]:
@@ -120,7 +133,7 @@ class LocalLocation(Location):
             data = np.empty(status.st_size, dtype=np.uint8)
             filled = 0
             while filled < data.size:
-                count = os.readv(descriptor, [data[filled:].data])
+                count = _read_into(descriptor, data[filled:])
                 if not count:
                     return data[:filled]
                 filled += count
@@ -134,6 +147,8 @@ class LocalLocation(Location):
                 yield status.st_size if stat.S_ISREG(status.st_mode) else None
             except (FileNotFoundError, NotADirectoryError):
                 yield None
+            except OSError as error:
+                raise StoreError(f"Cannot read {key} of {self}: {error}") from error
 
     def map(self, key: str, size: int) -> NDArray[np.uint8] | None:
         """Return the bytes under a key as a memory map; see `Location.map`."""
@@ -154,15 +169,15 @@ class LocalLocation(Location):
 
     def set_parts(self, key: str, parts: Sequence[Bytes]) -> None:
         """Write several pieces as one value; see `Location.set_parts`."""
-        path = f"{self._root}/{key}"
-        self._write(key, path, parts, exclusive=False)
+        self._write(key, parts, exclusive=False)
 
     def create(self, key: str, data: bytes) -> bool:
         """Write bytes where there are none; see `Location.create`."""
-        return self._write(key, f"{self._root}/{key}", [data], exclusive=True)
+        return self._write(key, [data], exclusive=True)
 
-    def _write(self, key: str, path: str, parts: Sequence[Bytes], *, exclusive: bool) -> bool:
-        folder = os.path.dirname(path)  # noqa: PTH120 - text in, text out
+    def _write(self, key: str, parts: Sequence[Bytes], *, exclusive: bool) -> bool:
+        folder = key.rpartition("/")[0]
+        path = f"{self._root}/{key}"
         partial = f"{path}.{uuid.uuid4().hex}{LEFTOVER_SUFFIX}"
         try:
             self._make_folder(folder)
@@ -178,20 +193,15 @@ class LocalLocation(Location):
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
-                if exclusive:
-                    try:
-                        os.link(partial, path)
-                    except FileExistsError:
-                        return False
-                    finally:
-                        os.unlink(partial)  # noqa: PTH108
-                else:
+                if not exclusive:
                     os.replace(partial, path)  # noqa: PTH105
+                elif not _linked(partial, path):
+                    return False
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(partial)  # noqa: PTH108
                 raise
-            _flush_folder(folder)
+            _flush_folder(os.path.dirname(path))  # noqa: PTH120
         except OSError as error:
             raise StoreError(
                 f"Cannot write {key} of {self}: {error}. What was committed before is safe; make "
@@ -200,18 +210,28 @@ class LocalLocation(Location):
         return True
 
     def _make_folder(self, folder: str) -> None:
-        """Make a folder and those above it, each entered durably into the one that holds it."""
-        if folder in self._folders:
+        """Make a folder and those above it, each entered durably into the one that holds it.
+
+        Folders that are there already are flushed too, once: whoever made them may have been
+        stopped before that, or be about to.
+        """
+        path = f"{self._root}/{folder}" if folder else self._root
+        if path in self._folders:
             return
-        missing = []
-        while not os.path.isdir(folder):  # noqa: PTH112
-            missing.append(folder)
-            folder = os.path.dirname(folder)  # noqa: PTH120
-        for path in reversed(missing):
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(path)  # noqa: PTH102
-            _flush_folder(os.path.dirname(path))  # noqa: PTH120
-            self._folders.add(path)
+        self._resolved(folder)
+        chain = [path]
+        while chain[-1] != self._root and os.path.dirname(chain[-1]) not in self._folders:  # noqa: PTH120
+            chain.append(os.path.dirname(chain[-1]))  # noqa: PTH120
+        while not os.path.isdir(above := os.path.dirname(chain[-1])):  # noqa: PTH112, PTH120
+            chain.append(above)
+        for each in reversed(chain):
+            made = not os.path.isdir(each)  # noqa: PTH112
+            if made:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(each)  # noqa: PTH102
+            if made or each.startswith(f"{self._root}{os.sep}"):
+                _flush_folder(os.path.dirname(each))  # noqa: PTH120
+            self._folders.add(each)
 
     def children(self, folder: str) -> list[str]:
         """Return the names in a folder; see `Location.children`."""
@@ -225,7 +245,7 @@ class LocalLocation(Location):
     def delete(self, folder: str) -> None:
         """Remove a folder; see `Location.delete`."""
         self._folders.clear()
-        path = f"{self._root}/{folder}"
+        path = self._parent(folder)
         try:
             if os.path.islink(path):  # noqa: PTH114 - the link goes, not what it points to
                 os.unlink(path)  # noqa: PTH108
@@ -239,23 +259,60 @@ class LocalLocation(Location):
         """Remove a folder if it is empty; see `Location.prune`."""
         self._folders.discard(f"{self._root}/{folder}")
         with contextlib.suppress(OSError):
-            os.rmdir(f"{self._root}/{folder}")  # noqa: PTH106
+            os.rmdir(self._parent(folder))  # noqa: PTH106
 
     def delete_key(self, key: str) -> None:
         """Remove one key; see `Location.delete_key`."""
         try:
-            os.unlink(f"{self._root}/{key}")  # noqa: PTH108
+            os.unlink(self._parent(key))  # noqa: PTH108
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
             raise StoreError(f"Cannot delete {key} of {self}: {error}") from error
 
 
+def _linked(partial: str, path: str) -> bool:
+    """Give a finished file its name unless that is taken; return whether it was free."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # a file system without links: the name first, then the content
+        try:
+            os.close(os.open(path, _WRITE_FLAGS, 0o666))
+        except FileExistsError:
+            return False
+        os.replace(partial, path)  # noqa: PTH105
+        return True
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(partial)  # noqa: PTH108
+    return True
+
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
+
+
+def _read_into(descriptor: int, target: NDArray[np.uint8]) -> int:
+    """Read as much as the system gives at a time; return how many bytes."""
+    if hasattr(os, "readv"):
+        return os.readv(descriptor, [target.data])
+    data = os.read(descriptor, min(len(target), _PIECE_BYTES))
+    target[: len(data)] = np.frombuffer(data, dtype=np.uint8)
+    return len(data)
+
+
 def _write_all(descriptor: int, parts: Sequence[Bytes]) -> None:
     """Write all pieces, whatever the system takes at a time."""
     rest = [memoryview(part).cast("B") for part in parts if len(part)]  # type: ignore[arg-type]
     while rest:
-        written = os.writev(descriptor, rest[:_MOST_PIECES])
+        if hasattr(os, "writev"):
+            written = os.writev(descriptor, rest[:_MOST_PIECES])
+        else:
+            written = os.write(descriptor, rest[0][:_PIECE_BYTES])
         while rest and written >= len(rest[0]):
             written -= len(rest.pop(0))
         if written:
@@ -266,7 +323,7 @@ def _flush_folder(folder: str) -> None:
     """Make the names in a folder durable, where the system has a way to."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder or ".", os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

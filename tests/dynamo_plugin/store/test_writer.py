@@ -220,3 +220,23 @@ def test_only_json_is_stored(tmp_path: Path, example: Any, value: Any) -> None:
         writer.begin("m", example.specs["plain"], metadata={}, model_hash="h", index=-1)
     with pytest.raises(InvalidInput, match="every model id once"):
         PopulationWriter.create(tmp_path / "q", example.inputs, config={}, models=["a", "a"])
+
+
+def test_a_relative_path_is_one_of_the_folder_where_the_capture_began(
+    tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    writer = PopulationWriter.create("new/population.zarr", example.inputs, config=example.config)
+    population_id, *others = example.specs
+    example.write_model(writer, population_id)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for model_id in others:
+        example.write_model(writer, model_id)
+    writer.close()
+    monkeypatch.chdir(tmp_path)
+    population = open_population("new/population.zarr")
+    assert population.location == "new/population.zarr"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(population.outputs("plain"), example.outputs["plain"])
+    assert not list((tmp_path / "elsewhere").iterdir())
