@@ -24,6 +24,10 @@ def command(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted capture.")
     ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="As --resume, and record again whatever is damaged."),
+    ] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Delete the population that lies there first.")
     ] = False,
@@ -71,6 +75,7 @@ def command(
         batch_size=batch_size,
         workers=workers,
         resume=resume,
+        repair=repair,
         overwrite=overwrite,
         progress=not quiet,
     )

@@ -30,6 +30,7 @@ def capture_from_config(
     batch_size: int | None = None,
     workers: int = 1,
     resume: bool = False,
+    repair: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Population:
@@ -46,7 +47,7 @@ def capture_from_config(
         Take the place of what the file says; the store is then relative to the current folder.
     workers
         Processes that record models at the same time.
-    resume, overwrite, progress
+    resume, repair, overwrite, progress
         As in `capture`.
 
     Raises
@@ -98,6 +99,7 @@ def capture_from_config(
             batch_size=config.batch_size if batch_size is None else batch_size,
             executor=executor,
             resume=resume,
+            repair=repair,
             overwrite=overwrite,
             device=config.device,
             output=config.output,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -44,10 +44,20 @@ class CoordinatorLedger:
         self, spec: TrajectorySpec, model_hash: str
     ) -> tuple[ModelBlocks, Mapping[str, set[int]]]:
         """Return the blocks of the model and which of them are missing; see `Ledger.begin`."""
+        return self._begin(spec, model_hash, rewritten=None)
+
+    def _begin(
+        self, spec: TrajectorySpec, model_hash: str, *, rewritten: Iterable[tuple[str, int]] | None
+    ) -> tuple[ModelBlocks, Mapping[str, set[int]]]:
         task = self._task
         try:
             self._model = self._writer.begin(
-                task.id, spec, metadata=task.metadata, model_hash=model_hash, index=task.index
+                task.id,
+                spec,
+                metadata=task.metadata,
+                model_hash=model_hash,
+                index=task.index,
+                rewritten=rewritten,
             )
         except StoreExists:  # complete, and the same
             blocks = self._writer.plan.blocks(task.id, spec, model_hash)
@@ -63,7 +73,8 @@ class CoordinatorLedger:
     def take(self, recorded: Recorded) -> None:
         """Commit what a worker wrote."""
         if self._model is None:
-            self.begin(recorded.spec, recorded.model_hash)
+            rewritten = [(path, record.block) for path, record in recorded.records]
+            self._begin(recorded.spec, recorded.model_hash, rewritten=rewritten)
         for path, record in recorded.records:
             self.commit(path, record)
 

@@ -205,7 +205,10 @@ class ArrayReader:
                 mapped = data is not None
                 if data is None:
                     data = location.get(chunk_key(layout, block), limit=record.size)
-                if block in records or stamps[block] is None:
+                stamp = stamps[block]
+                # known, but perhaps replaced since that was asked
+                same = stamp is not None and stamp == location.stamp(chunk_key(layout, block))
+                if block in records or not same:
                     self._check(record, data)
                 assert data is not None
                 self._cache.put(key, stamps[block], data, mapped=mapped)

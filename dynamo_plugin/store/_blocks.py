@@ -22,6 +22,7 @@ from dynamo_plugin.store._documents import (
     crc32c,
     parse_json,
 )
+from dynamo_plugin.store._strays import block_number
 from dynamo_plugin.store._values import are_zero
 
 if TYPE_CHECKING:
@@ -172,8 +173,9 @@ class ArrayBlocks:
         """
         found: dict[int, int] = {}
         present = self.location.children(f"{self.layout.path}/commits")
-        numbers = (name.removesuffix(".json") for name in present if name.endswith(".json"))
-        for block in sorted(int(n) for n in numbers if n.isdigit() and int(n) < self.count):
+        names = (name.removesuffix(".json") for name in present if name.endswith(".json"))
+        numbers = (number for number in map(block_number, names) if number is not None)
+        for block in sorted(number for number in numbers if number < self.count):
             try:
                 record = next(self.records([block]))
             except CorruptBlock:
@@ -251,8 +253,7 @@ class ArrayBlocks:
         """Return the error that says what is wrong with a block, and how to mend it."""
         return CorruptBlock(
             f"Block {block} of {self.where} in {self.location} is damaged: {problem}. "
-            "Repair the population (dynamo-plugin repair, or capture with repair=True), which "
-            "records just that again."
+            "Capture again with repair=True (--repair), which records just that anew."
         )
 
 

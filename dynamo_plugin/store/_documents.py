@@ -38,7 +38,13 @@ __all__ = [
 STRING = "string"
 """Zarr name of the dtype of text arrays."""
 
-_REBUILD = "Delete the damaged group and capture again with resume=True."
+_REBUILD = "Capture again with repair=True (--repair)."
+
+_MOST_LEVELS = 64
+"""Of lists and objects inside each other in a document, so that none exhausts the stack."""
+
+_MOST_LEVELS_INSIDE = 48
+"""Of what a user puts into a document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,8 @@ def plain_json(value: object, what: str) -> Any:
     Raises
     ------
     InvalidInput
-        It cannot be written as JSON: another type, NaN or infinity, lone surrogates.
+        It cannot be written as JSON: another type, NaN or infinity, lone surrogates, or more
+        levels of lists and dictionaries than are read back.
     """
     try:
         text = json.dumps(value, allow_nan=False)
@@ -116,7 +123,32 @@ def plain_json(value: object, what: str) -> Any:
             f"{what} must hold only what JSON can hold (finite numbers, text, lists, "
             f"dictionaries): {error}"
         ) from error
-    return json.loads(text)
+    plain = json.loads(text)
+    if _is_deeper(plain, _MOST_LEVELS_INSIDE):
+        raise InvalidInput(
+            f"{what} must hold only what JSON can hold, with at most {_MOST_LEVELS_INSIDE} levels "
+            "of lists and dictionaries. Flatten it."
+        )
+    return plain
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Return whether lists and objects lie more than so many levels deep.
+
+    >>> _is_deeper([[1]], 1), _is_deeper([[1]], 2)
+    (True, False)
+    """
+    inside: list[Any] = [value]
+    for _ in range(levels + 1):
+        inside = [each for each in inside if isinstance(each, list | dict)]
+        if not inside:
+            return False
+        inside = [
+            child
+            for each in inside
+            for child in (each.values() if isinstance(each, dict) else each)
+        ]
+    return True
 
 
 def parse_json(data: np.ndarray[Any, np.dtype[np.uint8]], where: str) -> dict[str, Any]:
@@ -132,7 +164,11 @@ def parse_json(data: np.ndarray[Any, np.dtype[np.uint8]], where: str) -> dict[st
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        parsed = json.loads(data.tobytes().decode("utf-8"), parse_constant=refuse)
+        text = data.tobytes().decode("utf-8")
+        parsed = json.loads(text, parse_constant=refuse)
+        # most documents have fewer brackets than levels are allowed
+        if text.count("[") + text.count("{") > _MOST_LEVELS and _is_deeper(parsed, _MOST_LEVELS):
+            raise ValueError(f"more than {_MOST_LEVELS} levels of lists and objects")
     except (ValueError, RecursionError) as error:
         raise CorruptBlock(
             f"Expected JSON in {where}, found {data.size} bytes that are not: {error}. {_REBUILD}"

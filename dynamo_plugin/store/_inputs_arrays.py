@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from dynamo_plugin.store._blocking import chunk_rows, text_chunk_rows
 from dynamo_plugin.store._blocks import ArrayBlocks, Identity
 from dynamo_plugin.store._documents import STRING, ArrayLayout, group_document, read_group
 from dynamo_plugin.store._root import VERSION
-from dynamo_plugin.store._specs import row_dimension
+from dynamo_plugin.store._specs import MOST_AXES, MOST_NUMBERS, row_dimension
 from dynamo_plugin.store._text import encode_text
 from dynamo_plugin.store.inputs import PopulationInputs
 from dynamo_plugin.types import InputSpec
@@ -177,7 +178,9 @@ def _plausible(header: InputsHeader) -> bool:
         sizes += shape
         allowed &= axis in ("sample", "time") and len(shape) <= 1
         allowed &= dtype in ("int64", "float32", "float64")
-    return bool(allowed) and all(type(size) is int and size > 0 for size in sizes)
+    allowed &= len(spec.shape) <= MOST_AXES
+    allowed &= all(type(size) is int and 0 < size <= MOST_NUMBERS for size in sizes)
+    return bool(allowed) and math.prod(spec.shape) <= MOST_NUMBERS
 
 
 def input_reader(

@@ -247,11 +247,14 @@ class LocalLocation(Location):
         self._folders.clear()
         path = self._parent(folder)
         try:
-            if os.path.islink(path):  # noqa: PTH114 - the link goes, not what it points to
-                os.unlink(path)  # noqa: PTH108
-            elif os.path.isdir(path):  # noqa: PTH112
+            if not os.path.lexists(path):
+                return
+            # of a link the link goes, not what it points to
+            if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
                 shutil.rmtree(path)
-                _flush_folder(os.path.dirname(path))  # noqa: PTH120
+            else:
+                os.unlink(path)  # noqa: PTH108
+            _flush_folder(os.path.dirname(path))  # noqa: PTH120
         except OSError as error:
             raise StoreError(f"Cannot delete {folder} of {self}: {error}") from error
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from dynamo_plugin.errors import InvalidInput
+from dynamo_plugin.errors import InvalidInput, StoreError
 
 if TYPE_CHECKING:
     from fsspec.mapping import FSMap  # type: ignore[import-untyped]
@@ -169,6 +169,8 @@ def locate(store: StoreLike, *, create: bool) -> Location:
             raise InvalidInput(
                 f"Expected an fsspec URL of a known protocol, got {store!r}: {error}"
             ) from error
+        except Exception as error:  # whatever a file system raises that cannot be reached
+            raise StoreError(f"Cannot open {store}: {type(error).__name__}: {error}.") from error
         return ZarrLocation(opened, "", store)
     if isinstance(store, (str, os.PathLike)):
         return LocalLocation.opened(Path(store).expanduser(), create=create)

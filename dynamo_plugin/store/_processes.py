@@ -1,4 +1,4 @@
-"""Which process on which machine: what tells whether the writer that took a lease is still there."""
+"""Which process on which machine: what tells whether the writer of a lease is still there."""
 
 from __future__ import annotations
 

@@ -35,6 +35,7 @@ __all__ = [
     "ModelHeader",
     "Root",
     "is_population",
+    "is_whole",
     "read_model",
     "read_models",
     "read_root",
@@ -161,6 +162,15 @@ def is_population(location: Location) -> bool:
         case {"attributes": {"dynamo": {"format": "dynamo-population"}}}:
             return True
     return False
+
+
+def is_whole(location: Location) -> bool:
+    """Return whether the root document is as it was written, of whatever version."""
+    try:
+        read_group(location, "")
+    except StoreError:
+        return False
+    return True
 
 
 def write_model(location: Location, header: ModelHeader) -> None:

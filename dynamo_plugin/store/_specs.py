@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from dynamo_plugin.types import JSON
 
 __all__ = [
+    "MOST_AXES",
+    "MOST_NUMBERS",
     "Sizes",
     "check_spec",
     "model_path",
@@ -39,6 +42,12 @@ class Sizes:
 
 
 _FLOATS = ("float16", "float32", "float64")
+
+MOST_AXES = 30
+"""Of one row: NumPy takes 32 from version 1 on, and batches have two more."""
+
+MOST_NUMBERS = 2**59
+"""In one row, so that no product of lengths leaves the range of NumPy's indices."""
 
 
 def model_path(model_id: str) -> str:
@@ -145,12 +154,17 @@ def check_spec(spec: TrajectorySpec) -> None:
             raise InvalidInput(f"Expected text as a name, got {name!r}.")
         if not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
             raise InvalidInput(f"Expected positive lengths in the shape of {where}, got {shape}.")
+        if len(shape) > MOST_AXES or math.prod(shape) > MOST_NUMBERS:
+            raise InvalidInput(
+                f"Expected at most {MOST_AXES} axes and 2^59 numbers in a row of {where}, got "
+                f"{len(shape)} axes and {math.prod(shape)} numbers."
+            )
         if dtype not in _FLOATS:
             raise InvalidInput(f"Expected one of {_FLOATS} as dtype of {where}, got {dtype!r}.")
         if axis not in ("time", "sample"):
             raise InvalidInput(f"Expected 'time' or 'sample' as axis of {where}, got {axis!r}.")
     for site in spec.sites:
-        strided = type(site.every) is int and site.every > 1 and site.axis == "time"
+        strided = type(site.every) is int and 1 < site.every < 2**63 and site.axis == "time"
         if not strided and site.every != 1:
             raise InvalidInput(
                 f"Expected every = 1, or more on the axis 'time', of site {site.name!r}, got "

@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from zarr.abc.store import RangeByteRequest
 from zarr.buffer import cpu
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, MemoryStore, StorePath
@@ -52,12 +53,19 @@ class ZarrLocation(Location):
         """Open a store that the caller made."""
         if create and store.read_only:
             raise InvalidInput(f"Expected a store that can be written, but {label} is read-only.")
+        if create and not (store.supports_deletes and store.supports_listing):
+            raise InvalidInput(
+                f"Expected a store whose keys can be listed, replaced and deleted; {label}, a "
+                f"{type(store).__name__}, cannot do that. Capture into a folder, and pack it "
+                "afterwards."
+            )
         if type(store) is LocalStore:
             if not create and not store.root.is_dir():
                 raise StoreNotFound(f"Expected a population, but {store.root} does not exist.")
             return LocalLocation.opened(store.root / path, create=create)
-        sync(StorePath.open(store, path))
-        return cls(store, path, label)
+        location = cls(store, path, label)
+        location._run(StorePath.open(store, path), "open the root")
+        return location
 
     def __str__(self) -> str:
         return self._label
@@ -100,9 +108,10 @@ class ZarrLocation(Location):
         """Return the bytes under each key, a few requests at a time where that helps."""
         prototype = cpu.buffer_prototype
         memory = type(self._store) is MemoryStore
+        enough = RangeByteRequest(0, limit + 1)  # to see that there is more, and to load no more
 
         async def fetch(names: Sequence[str]) -> list[Any]:
-            return await asyncio.gather(*(self._store.get(n, prototype) for n in names))
+            return await asyncio.gather(*(self._store.get(n, prototype, enough) for n in names))
 
         for names in self._portions(keys, 1 if memory else _CONCURRENT):
             buffers = (
@@ -113,7 +122,7 @@ class ZarrLocation(Location):
             for name, buffer in zip(names, buffers, strict=True):
                 if buffer is not None and len(buffer) > limit:
                     raise CorruptBlock(
-                        f"Expected at most {limit} bytes at {name} of {self}, found {len(buffer)}."
+                        f"Expected at most {limit} bytes at {name} of {self}, found more."
                     )
                 yield (
                     None
@@ -134,7 +143,15 @@ class ZarrLocation(Location):
             return await asyncio.gather(*map(size, names))
 
         for names in self._portions(keys, _CONCURRENT):
+            self._forget()
             yield from self._run(fetch(names), f"read {names[0]}")
+
+    def _forget(self) -> None:
+        """Have fsspec forget what it listed: other writers add to the same store."""
+        if isinstance(self._store, FsspecStore):
+            self._store.fs.invalidate_cache()
+            # one that is not asynchronous comes wrapped
+            getattr(self._store.fs, "sync_fs", self._store.fs).invalidate_cache()
 
     def _portions(self, keys: Iterable[str], count: int) -> Iterator[list[str]]:
         """Return the full keys, so many at a time, without asking for more than is used."""
@@ -161,6 +178,7 @@ class ZarrLocation(Location):
         fsspec file systems that can do so let the server decide (S3: If-None-Match); on others
         two writers that begin within one round trip may both believe to be the first.
         """
+        self._forget()
         if isinstance(self._store, FsspecStore):
             return self._run(self._create_on_fsspec(self._store, key, data), f"write {key}")
         if isinstance(self._store, MemoryStore):
@@ -198,6 +216,7 @@ class ZarrLocation(Location):
         async def collect() -> list[str]:
             return [name async for name in self._store.list_dir(self._full(folder))]
 
+        self._forget()
         try:
             names = self._run(collect(), f"list {folder or 'the root'}")
         except StoreError as error:

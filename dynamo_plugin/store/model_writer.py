@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from dynamo_plugin.store._blocks import ArrayBlocks, BlockRecord
     from dynamo_plugin.store._lease import Lease
-    from dynamo_plugin.store._plan import ModelBlocks, Plan
+    from dynamo_plugin.store._plan import ModelBlocks
 
 __all__ = ["ModelWriter"]
 
@@ -37,7 +37,7 @@ class ModelWriter:
         self,
         header: ModelHeader,
         blocks: ModelBlocks,
-        plan: Plan,
+        missing: dict[str, set[int]],
         *,
         lease: Lease,
         found: ModelHeader | None,
@@ -47,9 +47,7 @@ class ModelWriter:
         self._location = blocks.output.location
         self.blocks = blocks
         """All blocks of the model."""
-        self.missing: dict[str, set[int]] = {
-            array.layout.path: plan.missing(array) for array in blocks.arrays
-        }
+        self.missing = missing
         """Numbers of the blocks that are not committed yet, by the path of their array."""
         self._appenders: dict[str, tuple[Assembler, list[int]]] = {}
         self._describe(found)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store._array_reader import ArrayReader
 from dynamo_plugin.store._block_cache import BlockCache
 from dynamo_plugin.store._inputs_arrays import input_reader, read_header
@@ -81,10 +82,14 @@ class StoredInputs:
         ------
         IncompleteCapture, CorruptBlock
             They are not what was written.
+        InvalidInput
+            There are none, or a number is not that of a sample.
         """
         if self._values is None:
             self._values = input_reader(self._location, self.header, "values", cache=BlockCache())
         chosen = sample_indices(samples, len(self))
+        if not chosen.size:
+            raise InvalidInput("Expected at least one sample in a batch, got none.")
         starts, stops = self.offsets[chosen], self.offsets[chosen + 1]
         rows = self._values.read_ranges(starts, stops - starts)
         return as_batch(rows, stops - starts, self.header.spec)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -29,11 +28,11 @@ from dynamo_plugin.store._location import Location, StoreLike, locate
 from dynamo_plugin.store._plan import strided_rows
 from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
 from dynamo_plugin.store._specs import Sizes, model_path, output_layout, site_layouts
+from dynamo_plugin.store._strays import block_number, strays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from dynamo_plugin.store._documents import ArrayLayout
     from dynamo_plugin.types import JSON
 
 __all__ = ["Problem", "ProblemKind", "VerifyReport", "verify_population"]
@@ -41,10 +40,6 @@ __all__ = ["Problem", "ProblemKind", "VerifyReport", "verify_population"]
 ProblemKind: TypeAlias = Literal["incomplete", "damaged", "format", "unexpected", "unreadable"]
 """`incomplete`: never committed. `damaged`: not what was committed. `format`: not as documented.
 `unexpected`: a block that belongs to nothing. `unreadable`: the storage itself failed."""
-
-# left behind where a write to a local disk was interrupted; never read, so no damage
-_LEFTOVER = re.compile(r".*\.[0-9a-f]{32}\.partial|\..*")
-
 
 _NAMED = 20
 
@@ -257,9 +252,10 @@ class _Verifier:
     ) -> None:
         path, blocks = reader.layout.path, reader.blocks.count
         name = None if model is None else model.id
-        chunks = self._chunks(reader.layout)
-        records = {c: _block_number(c) for c in self._children(f"{path}/commits", ".json")}
-        for block in sorted({n for n in records.values() if n is not None and n < blocks}):
+        names = self.location.children(f"{path}/commits")
+        numbers = {block_number(n.removesuffix(".json")) for n in names if n.endswith(".json")}
+        records = {number for number in numbers if number is not None and number < blocks}
+        for block in sorted(records):
             try:
                 for _, data in reader.fetch([block]):
                     self.blocks += 1
@@ -268,32 +264,13 @@ class _Verifier:
                 self.note(error, model=name, array=path, block=block)
             on_block()
         if model is None or model.complete:  # what another model lacks was said once
-            self._note_missing(reader, name, set(records.values()))
-        for folder, found in (("c", chunks), ("commits", records)):
-            for child, number in found.items():
-                if number is None or number >= blocks:
-                    if folder == "c" and reader.layout.version > 1:
-                        child = f"{path}/{child}"
-                    else:
-                        child = f"{path}/{folder}/{child}"
-                    message = (
-                        f"Expected blocks 0 to {blocks - 1}, found {child}, "
-                        "which belongs to none of them. It is never read; delete it."
-                    )
-                    self.problems.append(Problem(name, path, None, "unexpected", message))
-
-    def _chunks(self, layout: ArrayLayout) -> dict[str, int | None]:
-        """Return the names of all stored chunks, each with the number of its block."""
-        if layout.version == 1:
-            return {name: _block_number(name) for name in self._children(f"{layout.path}/c")}
-        chunks: dict[str, int | None] = {}
-        for name in self._children(layout.path):
-            if name in ("zarr.json", "commits"):
-                continue
-            first, *parts = name.split(".")
-            ours = first == "c" and parts[1:] == ["0"] * len(layout.row_shape)
-            chunks[name] = _block_number(parts[0]) if ours and parts else None
-        return chunks
+            self._note_missing(reader, name, records)
+        for key in strays(reader.blocks):
+            message = (
+                f"Expected blocks 0 to {blocks - 1}, found {key}, which belongs to none of them. "
+                "It is never read; delete it, or capture with repair=True (--repair)."
+            )
+            self.problems.append(Problem(name, path, None, "unexpected", message))
 
     def _count_rows(self, header: InputsHeader, every: int) -> int:
         """Return the rows of all samples, counting every so many steps."""
@@ -303,16 +280,10 @@ class _Verifier:
             self.lengths = np.diff(input_reader(self.location, header, "offsets").read())
         return int(strided_rows(self.lengths, every).sum())
 
-    def _children(self, folder: str, suffix: str = "") -> list[str]:
-        names = self.location.children(folder)
-        return [name.removesuffix(suffix) for name in names if not _LEFTOVER.fullmatch(name)]
-
-    def _note_missing(
-        self, reader: ArrayReader, model: str | None, committed: set[int | None]
-    ) -> None:
+    def _note_missing(self, reader: ArrayReader, model: str | None, committed: set[int]) -> None:
         """Name the blocks without a record, the first ones singly: their number is unchecked."""
         blocks = reader.blocks.count
-        missing = blocks - sum(n is not None and n < blocks for n in committed)
+        missing = blocks - len(committed)
         absent = (block for block in range(blocks) if block not in committed)
         for block in itertools.islice(absent, _NAMED):
             try:
@@ -322,11 +293,6 @@ class _Verifier:
         if missing > _NAMED:
             message = f"{missing - _NAMED} more blocks of {reader.layout.path} were not committed."
             self.problems.append(Problem(model, reader.layout.path, None, "incomplete", message))
-
-
-def _block_number(name: str) -> int | None:
-    """Return the number of the block whose data or record is stored under this name."""
-    return int(name) if re.fullmatch(r"0|[1-9][0-9]{0,17}", name) else None
 
 
 def _paths(header: InputsHeader) -> set[str | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,7 +18,12 @@ from dynamo_plugin.errors import (
 )
 from dynamo_plugin.store._blocks import Identity
 from dynamo_plugin.store._documents import check_group, group_document, plain_json
-from dynamo_plugin.store._inputs_arrays import read_header, read_inputs, write_inputs
+from dynamo_plugin.store._inputs_arrays import (
+    input_reader,
+    read_header,
+    read_inputs,
+    write_inputs,
+)
 from dynamo_plugin.store._lease import FOLDER, Lease, Share
 from dynamo_plugin.store._location import LEFTOVER_SUFFIX, Location, StoreLike, locate
 from dynamo_plugin.store._plan import Plan
@@ -27,11 +32,13 @@ from dynamo_plugin.store._root import (
     ModelHeader,
     Root,
     is_population,
+    is_whole,
     read_models,
     read_root,
     write_root,
 )
 from dynamo_plugin.store._specs import check_spec, model_path
+from dynamo_plugin.store._strays import clear
 from dynamo_plugin.store.model_writer import ModelWriter
 
 if TYPE_CHECKING:
@@ -169,8 +176,9 @@ class PopulationWriter:
             As in `create`. Ids that the population did not expect so far are added to those
             that it does.
         repair
-            Check the data of every block, and count damaged ones as missing. Write the root
-            document anew, too, where it is damaged or lost but models are there.
+            Check the data of every block, and count damaged ones as missing; delete chunks and
+            records that belong to no block. Write the root document anew, too, where it is
+            damaged or lost but inputs or models beside it show that it was one of these.
 
         Raises
         ------
@@ -183,13 +191,15 @@ class PopulationWriter:
         """
         given = _new_root(inputs, config, models)
         location = locate(store, create=True)
-        root = _read_or_mend(location, given, repair=repair)
-        _check_same(location, root, given, inputs)
+        if not is_population(location) and not (repair and _is_begun(location, given)):
+            read_root(location)  # says what is there instead
         lease = Lease(location, Share())
         try:
             root = _read_or_mend(location, given, repair=repair)
             _check_same(location, root, given, inputs)
             _complete_inputs(location, root, given, inputs)
+            if repair:
+                _clear_inputs(location, root)
         except BaseException:
             lease.release()
             raise
@@ -276,6 +286,7 @@ class PopulationWriter:
         metadata: Mapping[str, JSON],
         model_hash: str,
         index: int,
+        rewritten: Iterable[tuple[str, int]] | None = None,
     ) -> ModelWriter:
         """Start a model, or go on with one: blocks that were committed are kept.
 
@@ -291,6 +302,9 @@ class PopulationWriter:
             Hash of its class and parameters. Every block is tied to it.
         index
             Its place in the population's order, from 0.
+        rewritten
+            Path of the array and number of blocks whose data were written elsewhere, where
+            damaged ones were found, too. They count as missing until they are committed.
 
         Raises
         ------
@@ -308,7 +322,15 @@ class PopulationWriter:
         path = model_path(model_id)
         found = self.plan.begun(model_id, spec, metadata=plain, model_hash=model_hash, index=index)
         blocks = self.plan.blocks(model_id, spec, model_hash)
-        writer = ModelWriter(header, blocks, self.plan, lease=self._lease, found=found)
+        plan = self.plan if rewritten is None else replace(self.plan, check_data=False)
+        missing = {array.layout.path: plan.missing(array) for array in blocks.arrays}
+        for array_path, block in rewritten or ():
+            missing[array_path].add(block)
+        self._lease.check()
+        if self.plan.check_data:
+            for array in blocks.arrays:
+                clear(array)
+        writer = ModelWriter(header, blocks, missing, lease=self._lease, found=found)
         if found is not None and found.complete and not any(writer.missing.values()):
             raise StoreExists(
                 f"Model {model_id!r} is complete in {self._location}. To capture it anew, "
@@ -406,13 +428,27 @@ def _read_or_mend(location: Location, given: Root, *, repair: bool) -> Root:
     """Return the root; write it where it is damaged, if that may be mended."""
     try:
         return read_root(location)
-    except UnsupportedFormat:
-        raise
     except StoreError:
-        if not repair or not location.children("models"):
+        if not repair or is_whole(location) or not _is_begun(location, given):
             raise
         write_root(location, given)
         return given
+
+
+def _is_begun(location: Location, given: Root) -> bool:
+    """Return whether what lies beside a lost root document is of the population given."""
+    try:
+        read_header(location, given.inputs_hash)
+    except StoreError:
+        return any(model_id in read_models(location)[0] for model_id in given.models or ())
+    return True
+
+
+def _clear_inputs(location: Location, root: Root) -> None:
+    """Delete what belongs to no block of the inputs."""
+    header = read_header(location, root.inputs_hash)
+    for name in header.layouts:
+        clear(input_reader(location, header, name).blocks)
 
 
 def _check_same(location: Location, root: Root, given: Root, inputs: PopulationInputs) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -353,28 +351,3 @@ def test_output_groups_must_agree(tmp_path: Path, example: Any) -> None:
             assert group.dtype == "float32"
     with pytest.raises(InvalidInput, match=r"'m0' returns .*'m2'"):
         _ = open_population(tmp_path).population_spec
-
-
-IN_ANOTHER_PROCESS = """
-import pickle, sys
-from pathlib import Path
-writer, model_id, spec, states, outputs = pickle.loads(Path(sys.argv[1]).read_bytes())
-model = writer.begin(model_id, spec, metadata={}, model_hash=f"hash of {model_id}", index=0)
-for site, rows in states.items():
-    model.append_states(site, rows)
-model.append_outputs(outputs)
-model.finish()
-"""
-
-
-@pytest.mark.slow
-def test_models_in_processes(tmp_path: Path, example: Any) -> None:
-    writer = PopulationWriter.create(tmp_path / "p", example.inputs, config={})
-    processes = []
-    for index, (name, spec) in enumerate(example.specs.items()):
-        job = (writer, name, spec, example.states[name], example.outputs[name])
-        path = tmp_path / f"job{index}"
-        path.write_bytes(pickle.dumps(job))
-        processes.append(subprocess.Popen([sys.executable, "-c", IN_ANOTHER_PROCESS, str(path)]))
-    assert [process.wait() for process in processes] == [0, 0]
-    assert_same(open_population(tmp_path / "p"), example)
