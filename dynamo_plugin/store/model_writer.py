@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynamo_plugin.errors import IncompleteCapture, StoreError, UnknownName, suggest
+from dynamo_plugin.errors import IncompleteCapture, InvalidInput, StoreError, UnknownName, suggest
 from dynamo_plugin.store._assembler import Assembler
 from dynamo_plugin.store._documents import check_group, group_document, read_chunk_rows
 from dynamo_plugin.store._root import ModelHeader, write_model
@@ -82,6 +82,8 @@ class ModelWriter:
 
         Raises
         ------
+        InvalidInput
+            The block is not of the size that blocks of this array have.
         StoreLocked
             Another writer took over.
         StoreError
@@ -89,6 +91,13 @@ class ModelWriter:
         """
         self._lease.check()
         array = next(array for array in self.blocks.arrays if array.layout.path == path)
+        size = array.chunk_rows * array.layout.row_bytes
+        if record.size != size or not 0 <= record.block < array.count:
+            raise InvalidInput(
+                f"Expected one of {array.count} blocks of {size} bytes of {array.where}, got block "
+                f"{record.block} of {record.size} bytes: another release cut it. Use one release "
+                "of dynamo-plugin in all processes."
+            )
         array.commit(record)
         self.missing[path].discard(record.block)
 
