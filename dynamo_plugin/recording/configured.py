@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from glob import glob, has_magic
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +56,6 @@ def capture_from_config(
     """
     config = load_config(path)
     folder = path.resolve().parent
-    if workers < 1:
-        raise InvalidInput(f"workers must be at least 1; got {workers}.")
     models: dict[str, ConfiguredModel] = {}
     groups: dict[str, str] = {}
     inline: dict[str, dict[str, Any]] = {}
@@ -82,30 +77,23 @@ def capture_from_config(
     metadata: Metadata = inline
     if config.metadata is not None:
         metadata = _merged(read_metadata(folder / config.metadata.file), inline)
-    pool = (
-        nullcontext()
-        if workers == 1
-        else ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+    return capture(
+        models,
+        store=_located(config.store, folder) if store is None else store,
+        metadata=metadata,
+        layers=config.layers,
+        adapter=config.adapter,
+        output_groups=groups,
+        batch_size=config.batch_size if batch_size is None else batch_size,
+        workers=workers,
+        resume=resume,
+        repair=repair,
+        overwrite=overwrite,
+        device=config.device,
+        output=config.output,
+        progress=progress,
+        **_inputs(config.inputs, folder),
     )
-    arguments = _inputs(config.inputs, folder)
-    with pool as executor:
-        return capture(
-            models,
-            store=_located(config.store, folder) if store is None else store,
-            metadata=metadata,
-            layers=config.layers,
-            adapter=config.adapter,
-            output_groups=groups,
-            batch_size=config.batch_size if batch_size is None else batch_size,
-            executor=executor,
-            resume=resume,
-            repair=repair,
-            overwrite=overwrite,
-            device=config.device,
-            output=config.output,
-            progress=progress,
-            **arguments,
-        )
 
 
 def _expanded(model: ModelConfig, folder: Path, place: str) -> Iterator[tuple[str, Path | None]]:

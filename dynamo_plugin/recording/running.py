@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
+import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import (
@@ -108,7 +110,9 @@ def run_in_processes(
     while run.waiting:
         try:
             with ProcessPoolExecutor(
-                workers, mp_context=multiprocessing.get_context("spawn")
+                workers,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_end_with_parent,
             ) as pool:
                 run.on(pool)
         except BrokenExecutor as error:
@@ -121,6 +125,21 @@ def run_in_processes(
                     "try fewer workers or a smaller batch_size. What was committed is safe; go on "
                     "with resume=True (--resume)."
                 ) from error
+
+
+def _end_with_parent() -> None:
+    """Have this worker end when the process that started it is killed, which pools do not see to.
+
+    It would wait for tasks for ever, with its memory and its share of an accelerator.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="dynamo-parent", daemon=True).start()
 
 
 class _Run:
