@@ -35,11 +35,11 @@ LENGTHS = [3, 1, 6, 6, 2, 4, 1, 5, 6, 3, 8, 2, 7, 7, 1, 3, 5, 2, 9, 4] * 2
 class Net(nn.Module):
     """A GRU with a readout of its last real step; it may be slow."""
 
-    def __init__(self, units: int, seed: int, pause: float) -> None:
+    def __init__(self, units: int, outputs: int, seed: int, pause: float) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.gru = nn.GRU(3, units, num_layers=2, batch_first=True)
-        self.readout = nn.Linear(units, 2)
+        self.readout = nn.Linear(units, outputs)
         self.pause = pause
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
@@ -58,6 +58,7 @@ def sequences(*, equal: bool) -> list[Tensor]:
 def run(
     *,
     models: int = 3,
+    outputs: int = 2,
     pause: float = 0.0,
     equal: bool = False,
     environment: dict[str, str] | None = None,
@@ -68,7 +69,10 @@ def run(
     os.environ.update(environment or {})
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    factories = {f"net {n}": partial(Net, 4 + n, n, pause) for n in range(models)}
+    factories = {
+        f"net {n}": partial(Net, 4 + n, outputs if n == models - 1 else 2, n, pause)
+        for n in range(models)
+    }
     if isinstance(options.get("share"), list):
         options["share"] = tuple(options["share"])
     capture(factories, sequences(equal=equal), **{"batch_size": 4, "progress": False, **options})
