@@ -10,7 +10,20 @@ from torch import Tensor
 
 from dynamo_plugin.errors import UnsupportedModel
 
-__all__ = ["model_hash"]
+__all__ = ["class_name", "model_hash"]
+
+
+def class_name(model: object) -> str:
+    """Return the qualified name of an object's class, the same in every process of a program.
+
+    In processes that `multiprocessing` starts, the main module is called `__mp_main__`.
+
+    >>> class_name(torch.nn.Linear(1, 1))
+    'torch.nn.modules.linear.Linear'
+    """
+    kind = type(model)
+    module = "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
+    return f"{module}.{kind.__qualname__}"
 
 
 def model_hash(model: object) -> str:
@@ -38,8 +51,7 @@ def model_hash(model: object) -> str:
             f"{type(model).__name__}."
         )
     digest = hashlib.sha256(b"dynamo-model/1\n")
-    kind = type(model)
-    digest.update(f"{kind.__module__}.{kind.__qualname__}\n".encode())
+    digest.update(f"{class_name(model)}\n".encode())
     for name, value in state_dict().items():
         if not isinstance(value, Tensor):
             digest.update(json.dumps([name, "other", repr(value)]).encode())

@@ -182,9 +182,19 @@ class ArrayBlocks:
                 continue
             if isinstance(record, BlockRecord):
                 found[block] = record.size
-        sizes = self.location.sizes(chunk_key(self.layout, block) for block in found)
-        whole = {b for (b, size), came in zip(found.items(), sizes, strict=True) if came == size}
+        sizes = zip(found.items(), self._sizes(list(found)), strict=True)
+        whole = {block for (block, size), came in sizes if came == size}
         return [block for block in range(self.count) if block not in whole]
+
+    def _sizes(self, blocks: Sequence[int]) -> list[int | None]:
+        """Return how many bytes lie where the data of some blocks should, None if that is amiss."""
+        keys = [chunk_key(self.layout, block) for block in blocks]
+        try:
+            return list(self.location.sizes(keys))
+        except CorruptBlock:  # one leads out of the store
+            if len(blocks) == 1:
+                return [None]
+        return [size for block in blocks for size in self._sizes([block])]
 
     def damaged(self, blocks: Iterable[int]) -> Iterator[int]:
         """Return which of these committed blocks are not what was committed, checking all bytes."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dynamo_plugin.errors import CaptureError, InvalidInput
+from dynamo_plugin.registry.fingerprint import class_name
 
 __all__ = ["fingerprint", "is_abstract", "is_array", "to_jax", "to_torch"]
 
@@ -106,8 +107,7 @@ def fingerprint(model: Any) -> str:
     from flax import nnx
 
     digest = hashlib.sha256(b"dynamo-nnx/1\n")
-    kind = type(model)
-    digest.update(f"{kind.__module__}.{kind.__qualname__}\n".encode())
+    digest.update(f"{class_name(model)}\n".encode())
     state = nnx.state(model, nnx.Not(nnx.RngState))
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         if isinstance(leaf, jax.Array) and not is_array(leaf):

@@ -57,3 +57,17 @@ def test_strided_weights_hash_by_value() -> None:
 def test_what_has_no_state_dict_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="got object"):
         model_hash(object())
+
+
+def test_the_main_module_has_one_name_in_all_processes() -> None:
+    """Otherwise a script that is continued with workers would be told that its models changed."""
+    here = type("Net", (nn.Linear,), {"__module__": "__main__"})
+    in_a_worker = type("Net", (nn.Linear,), {"__module__": "__mp_main__"})
+    other = type("Net", (nn.Linear,), {"__module__": "other"})
+    model = here(1, 1)
+    hashes = []
+    for kind in (here, in_a_worker, other):
+        twin = kind(1, 1)
+        twin.load_state_dict(model.state_dict())
+        hashes.append(model_hash(twin))
+    assert hashes[0] == hashes[1] != hashes[2]
