@@ -63,8 +63,10 @@ class LocalLocation(Location):
     def opened(cls, path: Path, *, create: bool) -> LocalLocation:
         """Return the place at a path; raises `StoreExists`, `StoreNotFound` or `StoreError`."""
         try:
+            if "\0" in str(path):
+                raise ValueError("a path cannot hold a null character")
             exists, is_folder = path.exists(), path.is_dir()
-        except (OSError, ValueError) as error:  # not permitted, too long, or with a null character
+        except (OSError, ValueError) as error:  # not permitted, or too long
             raise StoreError(f"Cannot look for a population at {str(path)!r}: {error}") from error
         if create and exists and not is_folder:
             raise StoreExists(

@@ -165,7 +165,7 @@ def check_spec(spec: TrajectorySpec) -> None:
             raise InvalidInput(f"Expected 'time' or 'sample' as axis of {where}, got {axis!r}.")
     for site in spec.sites:
         strided = type(site.every) is int and 1 < site.every < 2**63 and site.axis == "time"
-        if not strided and site.every != 1:
+        if not strided and (site.every != 1 or type(site.every) is not int):
             raise InvalidInput(
                 f"Expected every = 1, or more on the axis 'time', of site {site.name!r}, got "
                 f"{site.every!r} on the axis {site.axis!r}."

@@ -118,6 +118,22 @@ def test_any_flipped_bit(files: dict[str, bytes], data: st.DataObject) -> None:
         assert str(read) == str(read_everything(as_store(files)))
 
 
+@settings(deadline=None, max_examples=150)
+@given(data=st.data())
+def test_any_file_cut_at_any_byte(files: dict[str, bytes], data: st.DataObject) -> None:
+    """Commit records above all: they are what says that a block is there."""
+    records = sorted(key for key in files if "/commits/" in key)
+    key = data.draw(st.sampled_from(records) | st.sampled_from(sorted(files)))
+    length = data.draw(st.integers(0, len(files[key]) - 1))
+    cut = files | {key: files[key][:length]}
+    report = attempt(lambda: verify_population(as_store(cut)))
+    assert isinstance(report, StoreError) or not report.ok
+    read = attempt(lambda: read_everything(as_store(cut)))
+    if not isinstance(read, StoreError):  # a group that our reader does not need
+        assert str(read) == str(read_everything(as_store(files)))
+        assert key.endswith(("models/zarr.json", "states/zarr.json", "outputs/zarr.json"))
+
+
 STATES = "models/plain/states/rnn.layer0"
 MODEL = "model 'plain'"
 

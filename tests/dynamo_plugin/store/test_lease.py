@@ -202,9 +202,9 @@ def test_a_writer_whose_lease_was_taken_over_stops(location: Location, example: 
         "plain", example.specs["plain"], metadata={}, model_hash="hash of plain", index=0
     )
     place = locate(memory, create=True)
-    put(place)
 
     def lost() -> bool:
+        put(place)  # again, should it have been about to be renewed
         try:
             model.append_outputs(example.outputs["plain"][:0])
             writer._lease.check()
