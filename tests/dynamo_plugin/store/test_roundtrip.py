@@ -165,7 +165,7 @@ def test_fsspec_mapping(tmp_path: Path, example: Any) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_zipped_copy_can_be_read(tmp_path: Path, example: Any) -> None:
-    example.write(tmp_path / "population")
+    example.write(tmp_path / "population").close()
     shutil.make_archive(str(tmp_path / "copy"), "zip", tmp_path / "population")
     with ZipStore(tmp_path / "copy.zip", mode="r") as store:
         assert_same(open_population(store), example)
@@ -351,3 +351,11 @@ def test_output_groups_must_agree(tmp_path: Path, example: Any) -> None:
             assert group.dtype == "float32"
     with pytest.raises(InvalidInput, match=r"'m0' returns .*'m2'"):
         _ = open_population(tmp_path).population_spec
+
+
+def test_a_zip_file_cannot_be_written(tmp_path: Path, example: Any) -> None:
+    """What it holds can be neither replaced nor deleted."""
+    store = ZipStore(tmp_path / "p.zip", mode="w")
+    with pytest.raises(InvalidInput, match=r"ZipStore, cannot do that\. Capture into a folder"):
+        example.write(store)
+    assert not (tmp_path / "p.zip").exists()
