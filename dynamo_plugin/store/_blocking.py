@@ -49,7 +49,8 @@ def chunk_rows(layout: ArrayLayout, *, sample_rows: int | None = None, batch_siz
     if batch_rows <= fitting:
         return min(rows, fitting // batch_rows * batch_rows)
     for parts in range(1, batch_size + 1):
-        if batch_size % parts == 0 and batch_rows // parts <= 2 * fitting:
+        size = batch_rows // parts * layout.row_bytes
+        if batch_size % parts == 0 and size <= 2 * BLOCK_BYTES:
             return min(rows, batch_rows // parts)
     return min(rows, fitting)
 

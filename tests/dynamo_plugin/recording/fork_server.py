@@ -25,9 +25,9 @@ import dynamo_plugin.store._blocking
 from dynamo_plugin.recording import capture
 from dynamo_plugin.registry import get_registry
 
-# here, so that processes that are started for a capture have them too
-dynamo_plugin.store._blocking.BLOCK_BYTES = 512
-dynamo_plugin.recording.batching.WINDOW_BYTES = 4000
+if __name__ in ("__main__", "__mp_main__"):  # also in processes that a capture starts
+    dynamo_plugin.store._blocking.BLOCK_BYTES = 512
+    dynamo_plugin.recording.batching.WINDOW_BYTES = 4000
 
 LENGTHS = [3, 1, 6, 6, 2, 4, 1, 5, 6, 3, 8, 2, 7, 7, 1, 3, 5, 2, 9, 4] * 2
 
