@@ -99,7 +99,9 @@ def capture(
         ragged sequences; a map-style Dataset; or `PopulationInputs`. See `as_population_inputs`,
         also for `sample_ids`, `lengths`, `targets` and `vocabulary_size`.
     store
-        Path, fsspec URL or Zarr store, where nothing lies yet.
+        Path, fsspec URL or Zarr store, where nothing lies yet. Credentials and endpoint of object
+        storage come from the environment, or with
+        `zarr.storage.FsspecStore.from_url(url, storage_options={...})`.
     metadata
         A DataFrame with one row per model, or a mapping from id to a mapping.
     layers
@@ -132,7 +134,8 @@ def capture(
         models, inputs and configuration are the same, and the result is, bit for bit, that of an
         uninterrupted capture.
     repair
-        As `resume`, and check every byte that is there: what is damaged is recorded again.
+        As `resume`, and check every byte that is there: what is damaged is recorded again, and
+        blocks that belong to nothing are deleted.
     overwrite
         Delete the population that lies at `store` first.
     on_error

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from dynamo_plugin.store import open_population
+from dynamo_plugin.store import PopulationInputs, PopulationWriter, open_population
+from dynamo_plugin.types import InputSpec, OutputSpec, SiteSpec, TrajectorySpec
 
 
 def crc32c(data: bytes) -> str:
@@ -46,10 +47,19 @@ def read_blocks(
     document = json.loads((root / path / "zarr.json").read_bytes())
     shape, data_type = document["shape"], document["data_type"]
     count = document["chunk_grid"]["configuration"]["chunk_shape"][0]
-    assert document["chunk_grid"] == {
-        "name": "regular",
-        "configuration": {"chunk_shape": [count, *shape[1:]]},
+    checked_elsewhere = {"shape", "data_type", "codecs", "dimension_names", "attributes"}
+    assert {key: document[key] for key in document.keys() - checked_elsewhere} == {
+        "zarr_format": 3,
+        "node_type": "array",
+        "chunk_grid": {
+            "name": "regular",
+            "configuration": {"chunk_shape": [count, *shape[1:]]},
+        },
+        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+        "fill_value": {"string": "", "int64": 0}.get(data_type, 0.0),
+        "storage_transformers": [],
     }
+    assert 1 <= count <= shape[0]
     chunks = []
     for block in range(-(-shape[0] // count)):
         rows = [block * count, min((block + 1) * count, shape[0])]
@@ -66,7 +76,7 @@ def read_blocks(
             "model_hash": model_hash,
             "inputs_hash": inputs_hash,
             "config_hash": config_hash,
-            "zero": bool(chunk) and not any(chunk) and data_type != "string",
+            "zero": data_type != "string" and not np.frombuffer(chunk, data_type).any(),
         }
         expected["record_crc32c"] = crc32c(canonical(expected))
         record = (root / path / "commits" / f"{block}.json").read_bytes()
@@ -157,6 +167,75 @@ def test_the_documentation_is_enough(
         np.testing.assert_array_equal(rows, example.outputs[model["id"]], strict=True)
     assert tuple(found[i] for i in sorted(found)) == open_population(tmp_path).ids
     assert (tmp_path / "models" / ("gru_3~" + sha256("GRU/3")[:16])).is_dir()
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_strides_reductions_and_single_arrays(tmp_path: Path) -> None:
+    """What the first example has not: sites of some steps only, and inputs without time."""
+    lengths = [5, 1, 4]
+    inputs = PopulationInputs(
+        np.arange(20, dtype=np.float64).reshape(10, 2),
+        np.array([0, 5, 6, 10]),
+        ("a", "b", "c"),
+        InputSpec("features", 2),
+    )
+    sites = (
+        SiteSpec("all", (2,), "float32"),
+        SiteSpec("some", (3,), "float32", source_dtype="bfloat16", every=2),
+        SiteSpec("less", (), "float16", "sample", reduction={"kind": "some kind", "x": 0.1}),
+    )
+    spec = TrajectorySpec("a", sites, OutputSpec("o", (2, 2), "float64", "time"))
+    states: dict[str, NDArray[Any]] = {
+        "all": np.full((10, 2), -0.0, dtype=np.float32),
+        "some": np.arange(18, dtype=np.float32).reshape(6, 3),
+        "less": np.arange(3).astype(np.float16),
+    }
+    outputs = np.arange(40.0).reshape(10, 2, 2)
+    writer = PopulationWriter.create(tmp_path, inputs, config={"x": 1e-5})
+    model = writer.begin("m", spec, metadata={}, model_hash="h", index=0)
+    for site, rows in states.items():
+        model.append_states(site, rows)
+    model.append_outputs(outputs)
+    model.finish()
+    config_hash = hashlib.sha256(b'{"x":1e-05}').hexdigest()
+    described = attributes(tmp_path / "models/m")["spec"]
+    names = {"all": ["row", "unit of all"], "less": ["sample", "unit of less"]}
+    names["some"] = ["every 2 rows", "unit of some"]
+    steps = {"all": 10, "some": sum(-(-n // 2) for n in lengths), "less": 3}
+    for site in described["sites"]:
+        name = site["name"]
+        path = f"models/m/states/{name}"
+        rows = read_array(tmp_path, path, "h", inputs.hash, config_hash)
+        np.testing.assert_array_equal(rows.view(np.uint8), states[name].view(np.uint8))
+        document = json.loads((tmp_path / path / "zarr.json").read_bytes())
+        assert document["shape"] == [steps[name], *site["shape"]]
+        assert document["dimension_names"] == names[name][: len(document["shape"])]
+        expected = {"site": name, "axis": site["axis"]} | ({"every": 2} if name == "some" else {})
+        assert document["attributes"] == {"dynamo": expected}
+    assert described["sites"][1]["source_dtype"] == "bfloat16"
+    assert described["sites"][2]["reduction"] == {"kind": "some kind", "x": 0.1}
+    rows = read_array(tmp_path, "models/m/outputs/o", "h", inputs.hash, config_hash)
+    np.testing.assert_array_equal(rows, outputs, strict=True)
+    document = json.loads((tmp_path / "models/m/outputs/o/zarr.json").read_bytes())
+    assert document["dimension_names"] == ["row", "output_0", "output_1"]
+    # what readers make of the strides: the steps 0, 2, 4 of the first sample, ...
+    read = open_population(tmp_path).states("m", "some", samples=[2, 1])
+    np.testing.assert_array_equal(read, states["some"][[4, 5, 3]])
+
+    images = PopulationInputs(
+        np.arange(18, dtype=np.float32).reshape(3, 2, 3),
+        np.arange(4),
+        ("a", "b", "c"),
+        InputSpec("array", 6, (2, 3)),
+    )
+    PopulationWriter.create(tmp_path / "images", images, config={})
+    header = attributes(tmp_path / "images/inputs")
+    assert (header["kind"], header["size"], header["shape"]) == ("array", 6, [2, 3])
+    assert header["rows"] == header["samples"] == 3
+    values = read_array(tmp_path / "images", "inputs/values", None, images.hash)
+    np.testing.assert_array_equal(values, images.values, strict=True)
+    document = json.loads((tmp_path / "images/inputs/values/zarr.json").read_bytes())
+    assert document["dimension_names"] == ["sample", "axis_0", "axis_1"]
 
 
 def sha256(name: str) -> str:
