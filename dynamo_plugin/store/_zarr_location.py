@@ -149,8 +149,7 @@ class ZarrLocation(Location):
     def _forget(self) -> None:
         """Have fsspec forget what it listed: other writers add to the same store."""
         if isinstance(self._store, FsspecStore):
-            self._store.fs.invalidate_cache()
-            # one that is not asynchronous comes wrapped
+            # a file system that is not asynchronous comes wrapped
             getattr(self._store.fs, "sync_fs", self._store.fs).invalidate_cache()
 
     def _portions(self, keys: Iterable[str], count: int) -> Iterator[list[str]]:

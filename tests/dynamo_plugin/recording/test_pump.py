@@ -39,7 +39,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Semaphore(0)
 
     def work(array: Any, block: int, data: Any) -> None:
-        gate.acquire()
+        gate.acquire(timeout=5)
         written[0] += 1
 
     def feed() -> None:

@@ -218,7 +218,7 @@ def test_what_others_write_is_seen_at_once(bucket: Bucket) -> None:
     assert not place.create("folder/a", b"x")
 
 
-def test_what_is_read_is_bounded(bucket: Bucket) -> None:
+def test_what_is_read_is_bounded(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     place = locate(bucket.url, create=False)
     bucket.put("empty", b"")
     bucket.put("large", b"x" * 1000)
@@ -227,8 +227,18 @@ def test_what_is_read_is_bounded(bucket: Bucket) -> None:
     assert empty.size == 0
     assert place.get("nothing") is None
     assert place.get("large", limit=1000) is not None
-    with pytest.raises(CorruptBlock, match="at most 999 bytes"):
-        place.get("large", limit=999)
+    loaded: list[int] = []
+    real = FsspecStore.get
+
+    async def watched(*arguments: Any) -> Any:
+        buffer = await real(*arguments)
+        loaded.append(len(buffer or b""))
+        return buffer
+
+    monkeypatch.setattr(FsspecStore, "get", watched)
+    with pytest.raises(CorruptBlock, match="at most 10 bytes"):
+        place.get("large", limit=10)
+    assert loaded == [11]
 
 
 def test_what_is_not_there(bucket: Bucket) -> None:
