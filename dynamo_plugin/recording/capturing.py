@@ -66,6 +66,7 @@ def capture(
     targets: Any = None,
     output_groups: Mapping[str, str] | str | None = None,
     vocabulary_size: int | None = None,
+    has_time: bool | None = None,
     batch_size: int = 64,
     executor: Executor | None = None,
     workers: int = 1,
@@ -95,9 +96,10 @@ def capture(
         Mapping from id to a model, or to a factory that makes one. Factories are called one at a
         time (per worker), and what they made is let go before the next.
     inputs
-        A tensor or array, (sample, time) ids or (sample, time, feature) numbers; a list of
-        ragged sequences; a map-style Dataset; or `PopulationInputs`. See `as_population_inputs`,
-        also for `sample_ids`, `lengths`, `targets` and `vocabulary_size`.
+        A tensor or array, (sample, time) ids, (sample, time, feature) numbers, or arrays without
+        time such as images; a list of ragged sequences or of arrays; a map-style Dataset; or
+        `PopulationInputs`. See `as_population_inputs`, also for `sample_ids`, `lengths`,
+        `targets`, `vocabulary_size` and `has_time`.
     store
         Path, fsspec URL or Zarr store, where nothing lies yet.
     metadata
@@ -197,6 +199,7 @@ def capture(
         lengths=lengths,
         targets=targets,
         vocabulary_size=vocabulary_size,
+        has_time=has_time,
     )
     options = _adapter_options(adapter_options, layers, forward, output)
     adapters = AdapterChoice(adapter, options)
