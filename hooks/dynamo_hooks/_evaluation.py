@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Firing", "evaluation_mode", "firings"]
+__all__ = ["Firing", "evaluation_mode", "firings", "random_state_kept"]
 
 
 @dataclass(slots=True)
@@ -73,3 +74,12 @@ def firings(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Put the random generators of the CPU and of the model's CUDA devices back afterwards."""
+    held = itertools.chain(model.parameters(), model.buffers())
+    devices = sorted({tensor.device.index for tensor in held if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        yield

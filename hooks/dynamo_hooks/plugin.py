@@ -9,7 +9,12 @@ __all__ = ["dynamo_register_adapters"]
 
 @hookimpl
 def dynamo_register_adapters(register: Register) -> None:
-    """Register the adapters, the more specific ones first."""
+    """Register the adapters, the most general first: the last one that takes a model reads it."""
+    register(
+        "torch_layers",
+        "dynamo_hooks.torch_layers:TorchLayersAdapter",
+        summary="chosen modules of any feed-forward network, stages of residual networks",
+    )
     register(
         "torch_recurrent",
         "dynamo_hooks.torch_recurrent:TorchRecurrentAdapter",
