@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import CaptureError, DynamoError
 from dynamo_plugin.types import SequenceBatch
 
-__all__ = ["Call", "Caller", "Forward", "lengths_parameter"]
+__all__ = ["Call", "Caller", "Forward", "lengths_parameter", "moved"]
 
 Caller = Callable[[nn.Module, SequenceBatch], Any]
 """Runs a model on a batch; `Call`, or an adapter's own."""
@@ -67,7 +67,7 @@ class Call:
         CaptureError
             The model raised; says how it was called.
         """
-        values = _moved(batch.values, model)
+        values = moved(batch.values, model)
         if self.time_first:
             values = values.transpose(0, 1).contiguous()
         name = lengths_parameter(model) if batch.has_time else None
@@ -93,8 +93,12 @@ class Call:
             ) from error
 
 
-def _moved(values: Tensor, model: nn.Module) -> Tensor:
-    """Return the values where, and in the dtype in which, the model takes them."""
+def moved(values: Tensor, model: nn.Module) -> Tensor:
+    """Return the values where, and in the dtype in which, a model takes them.
+
+    >>> moved(torch.zeros(2, dtype=torch.float64), nn.Linear(2, 3)).dtype
+    torch.float32
+    """
     held = itertools.chain(model.parameters(), model.buffers())
     place = next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))
     if not values.is_floating_point():

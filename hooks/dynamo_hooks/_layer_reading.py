@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -23,10 +23,12 @@ from dynamo_plugin.types import (
 from ._calling import Caller
 from ._findings import Findings
 from ._runs import Axes, Run
-from ._tensors import copied, dtype_name, padded, select_output, storable, stored_state
+from ._tensors import copied, dtype_name, padded, storable, stored_state
 from ._watching import Place, Watched, watched
 
-__all__ = ["LayerReading", "specification", "trajectory"]
+__all__ = ["LayerReading", "Select", "specification", "trajectory"]
+
+Select: TypeAlias = Callable[[Any], Tensor | PackedSequence]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +43,8 @@ class LayerReading:
     """Module path to its calls in a forward pass."""
     call: Caller
     """How the model takes its inputs."""
-    output: str | int | None
-    """Which part of its result is the output."""
+    select: Select
+    """Finds the output in its result."""
 
     def watch(self, batch: SequenceBatch) -> tuple[Watched, Any]:
         """Call the model once; return what its modules did, and its result."""
@@ -58,7 +60,7 @@ class LayerReading:
         sources: dict[str, str | None] = {}
         for name in self.places:
             states[name], sources[name] = stored_state(modules.states[name], f"site {name!r}")
-        output = select_output(result, self.output)
+        output = self.select(result)
         if isinstance(output, PackedSequence):
             output = padded(output)[0]
         source = None
@@ -130,7 +132,7 @@ def trajectory(
     spec: TrajectorySpec,
     *,
     call: Caller,
-    output: str | int | None,
+    select: Select,
 ) -> Trajectory:
     """Run a model, in evaluation mode, and return what a specification says.
 
@@ -151,7 +153,7 @@ def trajectory(
         {name: tuple(roles) for name, roles in options["site_axes"].items()},
         tuple(options["output_axes"]),
     )
-    reading = LayerReading(model, places, options["calls"], call, output)
+    reading = LayerReading(model, places, options["calls"], call, select)
     run = axes.arrange(reading.run(inputs))
     for site in spec.sites:
         _check(f"site {site.name!r}", site, run.states[site.name], inputs)

@@ -34,7 +34,7 @@ class Place:
     call: int = 0
     """Which of the module's calls in a forward pass."""
     selector: Selector = None
-    """Which tensor."""
+    """Which tensor; of what a module receives, an index or a keyword."""
     side: Side = "output"
     """Whether it is among what the module returns or what it receives."""
 
@@ -112,7 +112,8 @@ def _on_call(
     def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         nonlocal index
         for name, selector in wanted.get(index, ()):
-            received = (*arguments, *keywords.values())
+            named = isinstance(selector, str)
+            received = keywords if named else (*arguments, *keywords.values())
             seen.states[name] = copied(tensor_at(received, selector, name))
         index += 1
 

@@ -20,3 +20,8 @@ def dynamo_register_adapters(register: Register) -> None:
         "dynamo_hooks.torch_recurrent:TorchRecurrentAdapter",
         summary="torch.nn.RNN, GRU and LSTM inside any module",
     )
+    register(
+        "huggingface",
+        "dynamo_hooks.huggingface:HuggingFaceAdapter",
+        summary="embeddings, blocks and final norm of any model of transformers",
+    )

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from dynamo_plugin.errors import UnsupportedModel
 from dynamo_plugin.registry.interfaces import Adapter
@@ -18,6 +19,7 @@ from ._findings import find_out
 from ._known_layouts import known_stages
 from ._layer_choice import Layers, calls_of, chosen_places, normalised
 from ._layer_reading import LayerReading, specification, trajectory
+from ._tensors import select_output
 from ._watching import Selector
 from ._wrappers import require_hookable, unwrapped
 
@@ -136,7 +138,7 @@ class TorchLayersAdapter(Adapter):
             places = chosen_places(model, layers, events)
             paths = [path for path, _ in events]
             calls = {place.path: paths.count(place.path) for place in places.values()}
-            return LayerReading(model, places, calls, call, self.output)
+            return LayerReading(model, places, calls, call, self._select)
 
         takes_lengths = inputs.has_time and (
             self.forward is not None or lengths_parameter(model) is not None
@@ -165,7 +167,10 @@ class TorchLayersAdapter(Adapter):
         model = self._checked(model)
         call = Call(self.forward, time_first=bool(spec.options["time_first"]))
         with random_state_kept(model), evaluation_mode(model):
-            return trajectory(model, inputs, spec, call=call, output=self.output)
+            return trajectory(model, inputs, spec, call=call, select=self._select)
+
+    def _select(self, result: Any) -> Tensor | PackedSequence:
+        return select_output(result, self.output)
 
     def _checked(self, given: object) -> nn.Module:
         if not isinstance(given, nn.Module):

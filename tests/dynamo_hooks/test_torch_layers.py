@@ -361,8 +361,9 @@ def test_each_call_is_a_state_of_its_own() -> None:
     batch = arrays(3, 2)
     _, trajectory = captured(model, batch, layers=["layers.*", "shared"])
     x = batch.values
-    for layer in (model.layer1[0], model.layer2[0]):
-        x = (x @ layer.weight.T + layer.bias).tanh()
+    linear: Any
+    for linear in (model.layer1[0], model.layer2[0]):
+        x = (x @ linear.weight.T + linear.bias).tanh()
     for index in range(2):
         layer = model.layers[index]
         x = F.linear(x, layer.get_parameter("weight"), layer.get_parameter("bias"))
@@ -914,12 +915,22 @@ def test_states_share_no_memory() -> None:
     _, trajectory = captured(model, batch, layers=["*"])
     tensors = [*trajectory.states.values(), output_of(trajectory)]
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 4
-    _, channels_last = captured(
-        nn.Sequential(nn.Conv2d(3, 4, 3)).to(memory_format=torch.channels_last),
-        arrays(2, 3, 8, 8),
-        layers=["0"],
-    )
-    assert channels_last.states["0"].is_contiguous()
+
+
+def test_copies_are_contiguous() -> None:
+    class ChannelsLast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.site = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x: Tensor) -> Any:
+            maps = self.site(x.contiguous(memory_format=torch.channels_last))
+            assert not maps.is_contiguous()
+            return maps
+
+    _, trajectory = captured(ChannelsLast(), arrays(2, 3, 8, 8), layers=["site"])
+    assert trajectory.states["site"].is_contiguous()
+    assert output_of(trajectory).is_contiguous()
 
 
 def test_sparse_and_missing_tensors_are_refused() -> None:
