@@ -268,26 +268,41 @@ def test_vectors_per_step_are_embeddings() -> None:
 def test_the_input_of_the_first_block_may_arrive_by_keyword() -> None:
     model = reader("bert")
     block = model.encoder.layer[0]
-    plain = block.forward
-
-    def forward(hidden_states: Tensor, **options: Any) -> Any:
-        return plain(hidden_states, **options)
-
-    block.forward = forward
     call = type(block).__call__
 
-    class Keywords(type(block)):  # type: ignore[misc]
+    class ByKeyword(type(block)):  # type: ignore[misc]
         def __call__(self, hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
-            mask, *_ = arguments
-            return call(self, attention_mask=mask, hidden_states=hidden_states, **options)
+            noise = torch.zeros(len(hidden_states), 5, 16)
+            return call(self, noise=noise, hidden_states=hidden_states, **options)
 
-    block.__class__ = Keywords
-    batch = ids([5, 3])
+    block.__class__ = ByKeyword
+    batch = ids([5, 5])
     _, trajectory = captured(model, batch)
     model.eval()
     with torch.no_grad():
         expected = model.embeddings(batch.values)
     torch.testing.assert_close(trajectory.states["embeddings"], expected)
+
+
+def test_no_cache_is_asked_for() -> None:
+    model = reader("gpt2")
+    asked: list[Any] = []
+    model.register_forward_pre_hook(
+        lambda module, arguments, keywords: asked.append(keywords["use_cache"]), with_kwargs=True
+    )
+    captured(model, ids([5, 3]))
+    assert asked
+    assert set(asked) == {False}
+
+
+def test_what_is_named_like_a_norm_and_is_none() -> None:
+    model = made("RobertaPreLayerNormModel", "RobertaPreLayerNormConfig", SIZES)
+    spec, _ = captured(model, ids([5]))
+    assert spec.sites[-1].name == "final_norm"
+    model.LayerNorm = nn.Identity()
+    assert "Norm" in type(model.pooler).__name__  # and it receives the last block's states
+    spec, _ = captured(model, ids([5]))
+    assert spec.sites[-1].name == "block2"
 
 
 def test_layers_take_the_place_of_the_default_sites() -> None:
