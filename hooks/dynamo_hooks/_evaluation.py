@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -78,7 +79,14 @@ def firings(
 
 @contextmanager
 def random_state_kept(model: nn.Module) -> Iterator[None]:
-    """Put the random generators of the CPU and of the model's CUDA devices back afterwards."""
+    """Put the random generators of the CPU and of the model's CUDA devices back afterwards.
+
+    Threads share them: in any but the main thread they are left alone, since putting them back
+    would take away what others have drawn meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     held = itertools.chain(model.parameters(), model.buffers())
     devices = sorted({tensor.device.index for tensor in held if tensor.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):

@@ -61,8 +61,8 @@ def normalised(layers: Any) -> Layers | None:
 
 def _selector(pattern: str, selector: Any) -> Selector:
     parts = list(selector) if isinstance(selector, tuple | list) else [selector]
-    if selector is None or isinstance(selector, EllipsisType):
-        return None
+    if selector is None or isinstance(selector, EllipsisType) or selector == "...":
+        return None  # TOML has only the string
     if not parts or any(
         isinstance(part, bool) or not isinstance(part, int | str) for part in parts
     ):

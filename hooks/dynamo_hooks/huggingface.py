@@ -54,6 +54,20 @@ class HuggingFaceAdapter(Adapter):
     output
         Key, attribute or index of the output in what the model returns; by default `logits`, or
         `last_hidden_state` of a model without a head.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import GPT2Config, GPT2Model
+    >>> special = {"bos_token_id": 0, "eos_token_id": 0}
+    >>> network = GPT2Model(GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=20, **special))
+    >>> batch = SequenceBatch(torch.tensor([[3, 1, 4], [1, 5, 0]]), torch.tensor([3, 2]))
+    >>> adapter = HuggingFaceAdapter()
+    >>> spec = adapter.describe(network, batch)
+    >>> [site.name for site in spec.sites], spec.options["ragged_batches"]
+    (['embeddings', 'block0', 'block1', 'final_norm'], True)
+    >>> adapter.record(network, batch, spec).states["block0"].shape
+    torch.Size([2, 3, 8])
     """
 
     name = "huggingface"

@@ -52,8 +52,8 @@ class TorchLayersAdapter(Adapter):
 
         Where modules return several tensors, a mapping says which is the state:
         `{"block*": 0, "decoder": ["states", -1]}` gives an index, a key or attribute, or a list
-        of these; None or `...` is the tensor itself, or the first floating tensor of several.
-        Where several patterns match a module, the first counts.
+        of these; None, `...` or the string "..." is the tensor itself, or the first floating
+        tensor of several. Where several patterns match a module, the first counts.
 
         Without `layers`, the stages of two layouts are recognised: networks with a
         `feature_info`, as timm's have, and residual networks with `layer1`, `layer2`, ..., as

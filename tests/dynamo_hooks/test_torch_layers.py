@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -429,6 +430,15 @@ def test_selectors(selector: Any, added: float) -> None:
     torch.testing.assert_close(trajectory.states["plain"], batch.values + 1)
 
 
+def test_selectors_that_stand_for_the_tensor_itself() -> None:
+    batch = arrays(3, 2)
+    for selector in (None, ..., "..."):
+        spec, trajectory = captured(Nested(), batch, layers={"plain": selector})
+        torch.testing.assert_close(trajectory.states["plain"], batch.values + 1)
+        places: Any = spec.options["places"]
+        assert places["plain"]["selector"] is None
+
+
 @pytest.mark.parametrize(
     ("selector", "error", "message"),
     [
@@ -724,6 +734,26 @@ def test_a_model_that_is_no_function_is_refused() -> None:
     with pytest.raises(CaptureError, match="the output differs between two runs"):
         captured(model, arrays(4, 2), layers=["site"])
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_other_threads_keep_what_they_drew() -> None:
+    """Generators are shared by threads; putting one back would rewind the others."""
+    drawn = []
+
+    def record() -> None:
+        model = nn.Sequential(nn.Identity())
+        model[0].register_forward_hook(lambda *_: drawn.append(torch.rand(())))
+        captured(model, arrays(2, 2), layers=["0"])
+
+    with torch.random.fork_rng():
+        before = torch.random.get_rng_state()
+        record()
+        assert drawn
+        assert torch.equal(torch.random.get_rng_state(), before)
+        thread = threading.Thread(target=record)
+        thread.start()
+        thread.join()
+        assert not torch.equal(torch.random.get_rng_state(), before)
 
 
 # --- hazards -----------------------------------------------------------------------------------
