@@ -69,6 +69,12 @@ READERS: dict[str, tuple[str, str, dict[str, Any], str | None]] = {
         {"hidden_size": 16, "num_hidden_layers": 3, "vocab_size": 20, "state_size": 4, **SPECIAL},
         "backbone.norm_f",
     ),
+    "xlnet": (  # its blocks take and return (time, sample, width)
+        "XLNetModel",
+        "XLNetConfig",
+        {"d_model": 16, "n_layer": 3, "n_head": 2, "d_inner": 32, "vocab_size": 20},
+        None,
+    ),
     "albert": ("AlbertModel", "AlbertConfig", {**SIZES, "embedding_size": 8}, None),
 }
 
