@@ -50,7 +50,8 @@ class AdapterChoice:
         """Return the adapter for a model.
 
         Third parties register after the adapters that come with this package, and so take
-        precedence over them.
+        precedence over them. Options take part in the choice: some adapters take any module, once
+        they are told which of its layers to read.
 
         Raises
         ------
@@ -72,12 +73,14 @@ class AdapterChoice:
         tried: list[str] = []
         for name in reversed(get_registry().names("adapter")):
             try:
-                candidate = _built(name, {})
+                candidate = _built(name, self.options)
             except (PluginError, InvalidInput) as error:
+                if self.options and _takes_without_options(name, model):
+                    raise
                 tried.append(f"{name} (unusable: {error})")
                 continue
             if candidate.supports(model):
-                return _built(name, self.options) if self.options else candidate
+                return candidate
             tried.append(name)
         raise UnsupportedModel(
             f"no adapter takes {_described(model)}. Tried: {', '.join(tried) or 'none'}. Install "
@@ -98,6 +101,14 @@ def _built(name: str, options: Mapping[str, Any]) -> Adapter:
             f"{type(adapter).__name__} does not."
         )
     return adapter
+
+
+def _takes_without_options(name: str, model: object) -> bool:
+    """Return whether an adapter that cannot be built as asked for would be the one to choose."""
+    try:
+        return _built(name, {}).supports(model)
+    except (PluginError, InvalidInput):
+        return False
 
 
 def _described(model: object) -> str:
