@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
-    from dynamo_plugin.recording import capture
+    from dynamo_plugin.recording import capture, register_adapter
     from dynamo_plugin.registry import get_registry, plugins
     from dynamo_plugin.report import write_report
     from dynamo_plugin.store import Population, open_population, verify_population
@@ -43,6 +43,7 @@ else:
         "load_embedding": "embedding",
         "open_population": "store",
         "plugins": "registry",
+        "register_adapter": "recording",
         "verify_population": "store",
         "write_report": "report",
     }
@@ -91,6 +92,7 @@ __all__ = [
     "open_population",
     "plugins",
     "recording",
+    "register_adapter",
     "registry",
     "report",
     "store",

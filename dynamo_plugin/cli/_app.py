@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from dynamo_plugin.cli import analyse, capture, fit, plugins, quickstart, report, verify
+from dynamo_plugin.cli import analyse, capture, fit, plugins, quickstart, repair, report, verify
 from dynamo_plugin.cli._exit import ExitCode
 from dynamo_plugin.errors import DynamoError
 
@@ -23,6 +23,7 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "quickstart": quickstart.command,
     "capture": capture.command,
     "verify": verify.command,
+    "repair": repair.command,
     "fit": fit.command,
     "analyse": analyse.command,
     "report": report.command,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -23,6 +21,7 @@ from dynamo_plugin.errors import (
 from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.recording.inputs import as_population_inputs
 from dynamo_plugin.recording.metadata import Metadata, as_metadata
+from dynamo_plugin.recording.options import option_as_json
 from dynamo_plugin.recording.recorder import ModelSource, ModelTask, Recorder
 from dynamo_plugin.recording.reducing import Reductions
 from dynamo_plugin.recording.running import (
@@ -94,7 +93,7 @@ def capture(
     ----------
     models
         Mapping from id to a model, or to a factory that makes one. Factories are called one at a
-        time (per worker), and what they made is let go before the next.
+        time (per process), and what they made is let go before the next.
     inputs
         A tensor or array, (sample, time) ids, (sample, time, feature) numbers, or arrays without
         time such as images; a list of ragged sequences or of arrays; a map-style Dataset; or
@@ -405,22 +404,4 @@ def _config(adapters: AdapterChoice, options: Mapping[str, Any]) -> dict[str, JS
         "forward": None,
         "output": None,
     }
-    return config | {name: _as_json(value) for name, value in options.items()}
-
-
-def _as_json(value: Any) -> JSON:
-    """Return an option of an adapter as it is stored; functions by name and source."""
-    if value is ...:
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    try:
-        source = inspect.getsource(value)
-    except (OSError, TypeError):
-        return f"{name}"
-    return f"{name} (source {hashlib.sha256(source.encode()).hexdigest()[:16]})"
+    return config | {name: option_as_json(value) for name, value in options.items()}

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from glob import glob, has_magic
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from dynamo_plugin.errors import InvalidConfig, InvalidInput
 from dynamo_plugin.recording.capturing import capture
 from dynamo_plugin.recording.config import InputsConfig, ModelConfig, load_config
+from dynamo_plugin.recording.executors import connected
 from dynamo_plugin.recording.factories import ConfiguredModel, call_target, load_target
 from dynamo_plugin.recording.files import read_inputs, read_metadata
 from dynamo_plugin.recording.metadata import Metadata, as_metadata
@@ -20,7 +18,7 @@ from dynamo_plugin.store import Population
 
 __all__ = ["capture_from_config"]
 
-_FROM_FACTORY = ("inputs", "lengths", "targets", "sample_ids", "vocabulary_size")
+_FROM_FACTORY = ("inputs", "lengths", "targets", "sample_ids", "vocabulary_size", "has_time")
 
 
 def capture_from_config(
@@ -29,7 +27,12 @@ def capture_from_config(
     store: str | None = None,
     batch_size: int | None = None,
     workers: int = 1,
+    executor: str | None = None,
+    share: tuple[int, int] | None = None,
+    threads: int | None = None,
+    keep_going: bool = False,
     resume: bool = False,
+    repair: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Population:
@@ -44,10 +47,12 @@ def capture_from_config(
         The file; see `CaptureConfig`.
     store, batch_size
         Take the place of what the file says; the store is then relative to the current folder.
-    workers
-        Processes that record models at the same time.
-    resume, overwrite, progress
+    workers, share, threads, resume, repair, overwrite, progress
         As in `capture`.
+    executor
+        `dask://host:port` of a Dask scheduler.
+    keep_going
+        Record the other models where one fails, then raise.
 
     Raises
     ------
@@ -58,8 +63,6 @@ def capture_from_config(
     """
     config = load_config(path)
     folder = path.resolve().parent
-    if workers < 1:
-        raise InvalidInput(f"workers must be at least 1; got {workers}.")
     models: dict[str, ConfiguredModel] = {}
     groups: dict[str, str] = {}
     inline: dict[str, dict[str, Any]] = {}
@@ -81,23 +84,25 @@ def capture_from_config(
     metadata: Metadata = inline
     if config.metadata is not None:
         metadata = _merged(read_metadata(folder / config.metadata.file), inline)
-    pool = (
-        nullcontext()
-        if workers == 1
-        else ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    )
     arguments = _inputs(config.inputs, folder)
-    with pool as executor:
+    with connected(executor) as pool:
         return capture(
             models,
             store=_located(config.store, folder) if store is None else store,
             metadata=metadata,
             layers=config.layers,
             adapter=config.adapter,
+            adapter_options=config.adapter_options,
             output_groups=groups,
             batch_size=config.batch_size if batch_size is None else batch_size,
-            executor=executor,
+            executor=pool,
+            workers=workers,
+            share=share,
+            threads=config.threads if threads is None else threads,
+            on_error="continue" if keep_going else "raise",
+            allow_zero=config.allow_zero,
             resume=resume,
+            repair=repair,
             overwrite=overwrite,
             device=config.device,
             output=config.output,
@@ -145,8 +150,9 @@ def _inputs(config: InputsConfig, folder: Path) -> dict[str, Any]:
                 f"{config.factory} returned a mapping with {', '.join(map(str, found))}; expected "
                 f"inputs and any of {', '.join(_FROM_FACTORY[1:])}."
             )
-    if config.vocabulary_size is not None:
-        found["vocabulary_size"] = config.vocabulary_size
+    for name in ("vocabulary_size", "has_time"):
+        if getattr(config, name) is not None:
+            found[name] = getattr(config, name)
     return found
 
 

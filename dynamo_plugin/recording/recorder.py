@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import CaptureError, DynamoError, InvalidInput, NonFiniteStates
 from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.recording.batching import Batching
+from dynamo_plugin.recording.options import option_as_json
 from dynamo_plugin.recording.pump import Pump
 from dynamo_plugin.recording.reducing import Reductions
 from dynamo_plugin.store import (
@@ -41,6 +43,9 @@ __all__ = ["Inputs", "Ledger", "ModelSource", "ModelTask", "Recorder", "named_er
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], Any]"
 """A model, or a factory that makes one when it is called without arguments."""
+
+_MAKING = threading.Lock()
+"""Factories draw from torch's one random stream, so that threads must call them in turn."""
 
 PROBE_SAMPLES = 4
 """Samples on which a model is described, the longest ones."""
@@ -158,7 +163,8 @@ class Recorder:
         """Return the model that a source is or makes."""
         if isinstance(source, nn.Module) or self.adapters.supports(source):
             return source
-        model = source()
+        with _MAKING:
+            model = source()
         if model is None or isinstance(model, type):
             raise InvalidInput(
                 f"expected a factory that returns a model; it returned {model!r}. Return an "
@@ -170,6 +176,9 @@ class Recorder:
         """Return what the adapter will record of a model, before any reduction."""
         longest = np.argsort(-self.inputs.lengths, kind="stable")[:PROBE_SAMPLES]
         spec = adapter.describe(model, self.inputs.batch(longest))
+        if entry := self.adapters.entry_of(model):
+            said = {name: option_as_json(value) for name, value in entry.options.items()}
+            spec = replace(spec, options={**spec.options, "registered": said})
         if task.output_group is not None:
             spec = replace(spec, output=replace(spec.output, group=task.output_group))
         return spec

@@ -159,6 +159,7 @@ class ModelWriter:
                     "before finish()."
                 )
         self._lease.check()
+        self._location.sweep(model_path(self._header.id))
         write_model(self._location, replace(self._header, complete=True))
 
 

@@ -447,6 +447,9 @@ def _check_same(location: Location, root: Root, given: Root, inputs: PopulationI
 
 def _complete_inputs(location: Location, root: Root, given: Root, inputs: PopulationInputs) -> None:
     """Write what an interrupted capture left out of what all models share."""
+    location.sweep("", deep=False)
+    location.sweep("models", deep=False)
+    location.sweep("inputs")
     try:
         read_inputs(location, read_header(location, root.inputs_hash))
     except StoreError:
