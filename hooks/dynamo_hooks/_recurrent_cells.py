@@ -146,7 +146,7 @@ class StepRecorder:
         return [state]
 
     def _reason(self, cell: nn.Module) -> str:
-        if self.samples > 1 and self._calls == self.samples * self.steps:
+        if self._fault is not None and self._calls == self.samples * self.steps:
             reason = "It seems to see one sample at a time: call it on whole batches"
         elif self._calls > self.steps and self._calls % self.steps == 0:
             reason = (
