@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dynamo_plugin.errors import CaptureError, UnsupportedModel
 
@@ -20,7 +22,7 @@ def cell_states(module: Any, call: RecurrentCall, hidden: list[Tensor], name: st
     """Return the cell state of every layer of an `nn.LSTM` at every step.
 
     The gates depend on inputs and on previous hidden states, which are known at all steps, so
-    that two matrix products per direction give them all at once. What is left of the recurrence,
+    that two matrix products per direction give them at all steps at once. What is left,
     c[t] = f[t] c[t-1] + i[t] g[t], has no matrix product, and cannot drift away from the module.
 
     Parameters
@@ -106,32 +108,29 @@ def _layer_cells(
     h = states.new_zeros(directions, samples, states.shape[2] // directions, dtype=exact)
     if initial is not None:
         h, c = (state.to(rounded).to(exact) for state in initial)
-    per_direction = states.transpose(0, 1).to(exact).unflatten(2, (directions, -1))
-    projection = torch.cat([weight("weight_ih", each) for each in range(directions)])
     received = inputs.transpose(0, 1).to(rounded).to(exact)
-    projected = (received @ projection.T).unflatten(2, (directions, -1))
+    per_direction = states.transpose(0, 1).to(exact).unflatten(2, (directions, -1))
     step = torch.arange(steps, device=states.device)[:, None]
     real = step < lengths
     # Where each sequence stands when it is read from its own end; padding stays behind it.
     turned = torch.where(real, lengths - 1 - step, step)[..., None].expand(-1, -1, c.shape[2])
-    kept, added, opened = (
-        states.new_empty(steps, directions, samples, module.hidden_size, dtype=exact)
-        for _ in range(3)
-    )
+    gates = []
     for direction in range(directions):
         before = _previous(per_direction[:, :, direction], h[direction], lengths, direction)
-        gates = projected[:, :, direction] + before @ weight("weight_hh", direction).T
+        bias = None
         if module.bias:
-            gates += weight("bias_ih", direction) + weight("bias_hh", direction)
-        i, f, g, o = gates.chunk(4, dim=-1)
-        parts = (f.sigmoid(), i.sigmoid() * g.tanh(), o.sigmoid())
-        for target, part in zip((kept, added, opened), parts, strict=True):
-            target[:, direction] = part.gather(0, turned) if direction else part
-    cells = torch.empty_like(added)
+            bias = weight("bias_ih", direction) + weight("bias_hh", direction)
+        sums = F.linear(received, weight("weight_ih", direction), bias).flatten(0, 1)
+        sums.addmm_(before.flatten(0, 1), weight("weight_hh", direction).T)
+        i, f, g, o = sums.unflatten(0, (steps, samples)).chunk(4, dim=-1)
+        parts = f.sigmoid_(), i.sigmoid_().mul_(g.tanh_()), o.sigmoid_()
+        gates.append([part.gather(0, turned) for part in parts] if direction else parts)
+    kept, added, opened = (_beside(parts) for parts in zip(*gates, strict=True))
+    cells = added.new_empty(added.shape)
     for time in range(steps):
         c = torch.addcmul(added[time], kept[time], c, out=cells[time])
     last = cells.gather(0, (lengths - 1)[None, None, :, None].expand(1, *cells.shape[1:]))[0]
-    outside = opened * cells.tanh()
+    outside = cells.tanh().mul_(opened)
     if module.bidirectional:
         for values in (cells, outside):
             values[:, 1] = values[:, 1].gather(0, turned)
@@ -140,13 +139,19 @@ def _layer_cells(
         rebuilt = tuple(
             part @ weight("weight_hr", direction).T for direction, part in enumerate(rebuilt)
         )
+    # (sample, time, units) again, the units of both directions side by side.
+    found = cells.permute(2, 0, 1, 3).flatten(2).to(rounded).contiguous()
+    leading = torch.cat(rebuilt, dim=-1).transpose(0, 1).to(rounded).contiguous()
     padding = ~real.T[..., None]
-    beside = cells.permute(2, 0, 1, 3).flatten(2).to(rounded).contiguous()
-    return (
-        beside.masked_fill_(padding, 0),
-        torch.cat(rebuilt, dim=-1).transpose(0, 1).to(rounded).masked_fill(padding, 0),
-        last.to(rounded),
-    )
+    if bool(padding.any()):
+        found.masked_fill_(padding, 0)
+        leading.masked_fill_(padding, 0)
+    return found, leading, last.to(rounded)
+
+
+def _beside(parts: Sequence[Tensor]) -> Tensor:
+    """Return (time, direction, sample, units); without a copy where there is one direction."""
+    return parts[0].unsqueeze(1) if len(parts) == 1 else torch.stack(tuple(parts), dim=1)
 
 
 def _previous(states: Tensor, initial: Tensor, lengths: Tensor, direction: int) -> Tensor:
