@@ -61,8 +61,8 @@ class AdapterChoice:
         """Return the adapter for a model.
 
         Third parties register after the adapters that come with this package, and so take
-        precedence over them. Options take part in the choice: some adapters take any module, once
-        they are told which of its layers to read.
+        precedence over them. Where none knows the model by itself, options take part in the
+        choice: some adapters take any module, once they are told which of its layers to read.
 
         Raises
         ------
@@ -86,13 +86,15 @@ class AdapterChoice:
             options = {**entry.options, **options}
             if entry.adapter is not None:
                 return _built(entry.adapter, options)
+        names = tuple(reversed(get_registry().names("adapter")))
+        knowing = (name for name in names if _takes_without_options(name, model))
+        if (known := next(knowing, None)) is not None:
+            return _built(known, options)
         tried: list[str] = []
-        for name in reversed(get_registry().names("adapter")):
+        for name in names:
             try:
                 candidate = _built(name, options)
             except (PluginError, InvalidInput) as error:
-                if options and _takes_without_options(name, model):
-                    raise
                 tried.append(f"{name} (unusable: {error})")
                 continue
             if candidate.supports(model):
@@ -130,7 +132,7 @@ def _built(name: str | type[Adapter], options: Mapping[str, Any]) -> Adapter:
 
 
 def _takes_without_options(name: str, model: object) -> bool:
-    """Return whether an adapter that cannot be built as asked for would be the one to choose."""
+    """Return whether an adapter knows how to read a model without being told anything."""
     try:
         return _built(name, {}).supports(model)
     except (PluginError, InvalidInput):

@@ -29,7 +29,7 @@ def test_the_last_registered_adapter_that_takes_the_model(
 
 def test_models_that_nobody_takes() -> None:
     model = nn.Sequential(nn.Linear(2, 3))
-    with pytest.raises(UnsupportedModel, match=r"Tried: .*torch_recurrent, torch_layers\."):
+    with pytest.raises(UnsupportedModel, match=r"Tried: .*torch_layers, torch_recurrent\."):
         AdapterChoice().of(model)
     with pytest.raises(UnsupportedModel, match=r"torch_layers \(unusable: layers must be"):
         AdapterChoice(options={"layers": "0"}).of(model)
