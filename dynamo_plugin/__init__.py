@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
-    from dynamo_plugin.recording import capture
+    from dynamo_plugin.recording import Reduction, capture
     from dynamo_plugin.registry import get_registry, plugins
     from dynamo_plugin.report import write_report
     from dynamo_plugin.store import Population, open_population, verify_population
@@ -36,6 +36,7 @@ else:
     _ROOM_OF_NAME = {
         "ModelEmbedding": "embedding",
         "Population": "store",
+        "Reduction": "recording",
         "analyse": "analyses",
         "capture": "recording",
         "fit": "embedding",
@@ -77,6 +78,7 @@ __all__ = [
     "DynamoError",
     "ModelEmbedding",
     "Population",
+    "Reduction",
     "__version__",
     "analyse",
     "analyses",

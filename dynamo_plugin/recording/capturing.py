@@ -25,6 +25,7 @@ from dynamo_plugin.recording.inputs import as_population_inputs
 from dynamo_plugin.recording.metadata import Metadata, as_metadata
 from dynamo_plugin.recording.recorder import ModelSource, ModelTask, Recorder
 from dynamo_plugin.recording.reducing import Reductions
+from dynamo_plugin.recording.reduction import Reduce, as_rules, rules_as_json
 from dynamo_plugin.recording.running import (
     check_separate,
     leaves_process,
@@ -32,6 +33,7 @@ from dynamo_plugin.recording.running import (
     run_in_processes,
     run_on_executor,
 )
+from dynamo_plugin.recording.sampling import chosen_samples
 from dynamo_plugin.store import (
     Population,
     PopulationInputs,
@@ -61,9 +63,12 @@ def capture(
     layers: Sequence[str] | Mapping[str, Any] | None = None,
     adapter: str | Adapter | None = None,
     adapter_options: Mapping[str, Any] | None = None,
+    reduce: Reduce | None = None,
     sample_ids: Sequence[str] | None = None,
     lengths: ArrayLike | Tensor | None = None,
     targets: Any = None,
+    samples: int | ArrayLike | None = None,
+    sample_seed: int = 0,
     output_groups: Mapping[str, str] | str | None = None,
     vocabulary_size: int | None = None,
     batch_size: int = 64,
@@ -110,6 +115,16 @@ def capture(
         takes the model.
     adapter_options
         Further keyword arguments of the adapter.
+    reduce
+        From patterns over the names of sites, as of `fnmatch`, to a `Reduction` or a mapping of
+        its fields: what is done to states before they are stored. The first pattern that matches
+        a site counts. Principal components are fitted for each model before its states are
+        recorded, and stored with it.
+    samples
+        So many of the inputs, drawn at random, or their numbers: only these are shown and stored.
+        They keep their ids. A drawn part keeps the order of the inputs.
+    sample_seed
+        Of that draw, which is the same on every machine.
     output_groups
         Name of the output group of each model, or one name for all. By default models whose
         outputs have one shape are one group.
@@ -159,9 +174,11 @@ def capture(
     InvalidInput
         Models, inputs, metadata or other arguments do not fit, or not what is resumed.
     UnsupportedModel, CaptureError, UnknownName
-        A model cannot be read; the message names it. Models recorded before it stay.
+        A model cannot be read, or a pattern matches none of its sites; the message names it.
+        Models recorded before it stay.
     NonFiniteStates
-        A state or an output is NaN or infinite; names model, site, sample and step.
+        A state or an output is NaN, infinite, or too large for the dtype that `reduce` asks for;
+        names model, site, sample and step.
     StoreExists
         Something lies at `store`, and neither `resume` nor `overwrite` allows for it.
     StoreLocked
@@ -198,12 +215,18 @@ def capture(
         targets=targets,
         vocabulary_size=vocabulary_size,
     )
+    numbers, subset = chosen_samples(samples, len(given), sample_seed)
+    if numbers is not None:
+        given = given.take(numbers)
+    rules = as_rules(reduce)
     options = _adapter_options(adapter_options, layers, forward, output)
     adapters = AdapterChoice(adapter, options)
     elsewhere = workers > 1 or leaves_process(executor)
     if executor is not None or elsewhere:
         check_separate(sources, adapters, elsewhere=elsewhere)
     config = _config(adapters, options) | {
+        "reduce": rules_as_json(rules),
+        "samples": subset,
         "batch_size": batch_size,
         "device": None if device is None else str(device),
     }
@@ -228,7 +251,7 @@ def capture(
         if writer.share is not None:
             tasks = tasks[writer.share.index :: writer.share.count]
         seen = StoredInputs(writer.plan.location) if elsewhere else given
-        recorder = Recorder(seen, adapters, Reductions(), batch_size, threads, device)
+        recorder = Recorder(seen, adapters, Reductions(rules), batch_size, threads, device)
         with tqdm(
             total=len(tasks) * len(given),
             desc="capture",

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import CaptureError, DynamoError, InvalidInput, NonFiniteStates
 from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.recording.batching import Batching
+from dynamo_plugin.recording.fitting import fit_components, site_reducers
 from dynamo_plugin.recording.pump import Pump
-from dynamo_plugin.recording.reducing import Reductions
+from dynamo_plugin.recording.reducing import Reductions, SiteReducer, not_finite
 from dynamo_plugin.store import (
     ArrayBlocks,
     Assembler,
@@ -37,7 +38,15 @@ if TYPE_CHECKING:
         TrajectorySpec,
     )
 
-__all__ = ["Inputs", "Ledger", "ModelSource", "ModelTask", "Recorder", "named_error"]
+__all__ = [
+    "Inputs",
+    "Ledger",
+    "ModelRun",
+    "ModelSource",
+    "ModelTask",
+    "Recorder",
+    "named_error",
+]
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], Any]"
 """A model, or a factory that makes one when it is called without arguments."""
@@ -181,8 +190,14 @@ class Recorder:
         spec = self.describe(adapter, model, task)
         stored = self.reductions.stored(spec)
         blocks, missing = ledger.begin(stored, adapter.fingerprint(model))
+        run = ModelRun(self, adapter, model, spec, stored)
+        reducers: dict[str, SiteReducer] = {}
+        if any(missing.values()):
+            reducers = site_reducers(
+                spec, stored, blocks, missing, fit=run.fitted, commit=ledger.commit
+            )
         batching = Batching.of(self.inputs.offsets, spec, self.batch_size)
-        window = _Window(self, adapter, model, spec, stored, batching)
+        window = _Window(run, reducers, batching)
         assemblers = {
             name: Assembler(array, missing[array.layout.path])
             for name, array in _by_name(blocks).items()
@@ -201,7 +216,7 @@ class Recorder:
 
         needed = batching.needed(
             (array, declared[array.layout.path], missing[array.layout.path])
-            for array in blocks.arrays
+            for array in blocks.recorded
         )
         with Pump(write) as pump:
             for number, samples in enumerate(batching.windows):
@@ -228,39 +243,100 @@ class Recorder:
                 row += int(np.argmin(finite))
                 break
             row += len(piece)
-        step, sample = "", row
+        step: int | None = None
+        sample = row
         if declared.axis == "time":
             every = getattr(declared, "every", 1)
             ends = np.cumsum(strided_rows(self.inputs.lengths, every))
             sample = int(np.searchsorted(ends, row, side="right"))
             begin = int(ends[sample - 1]) if sample else 0
-            step = f", step {(row - begin) * every}"
+            step = (row - begin) * every
         where = array.where.rpartition(" of model ")[0]
-        return NonFiniteStates(
-            f"{where} is not finite at sample {self.inputs.sample_ids[sample]!r}{step}; expected "
-            "finite numbers. Leave this model out, or find out why it diverges on this input."
-        )
+        return NonFiniteStates(not_finite(where, self.place(sample, step)))
+
+    def place(self, sample: int, step: int | None) -> str:
+        """Return what messages call a step of a sample."""
+        at = "" if step is None else f", step {step}"
+        return f"sample {self.inputs.sample_ids[sample]!r}{at}"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRun:
+    """A model, and all that is needed to run it on some samples."""
+
+    recorder: Recorder
+    """Of the capture."""
+    adapter: Adapter
+    """Reads the model."""
+    model: Any
+    """The model."""
+    spec: TrajectorySpec
+    """As the adapter describes it."""
+    stored: TrajectorySpec
+    """What is stored of it."""
+
+    @property
+    def ragged(self) -> bool:
+        """Whether samples of different lengths may share a batch."""
+        return bool(self.spec.options.get("ragged_batches", False))
+
+    def on(self, chosen: NDArray[np.int64]) -> Trajectory:
+        """Return what the model does on some samples, which all come in one batch."""
+        return self.adapter.record(self.model, self.recorder.inputs.batch(chosen), self.spec)
+
+    def states(self, trajectory: Trajectory, site: SiteSpec, lengths: NDArray[np.int64]) -> Tensor:
+        """Return the states of a site, which must be as the adapter described them."""
+        where = f"site {site.name!r}"
+        return _checked(trajectory.states.get(site.name), site, where, lengths)
+
+    def output(self, trajectory: Trajectory, lengths: NDArray[np.int64]) -> Tensor:
+        """Return the outputs, which must be as the adapter described them."""
+        output = self.spec.output
+        where = f"output {output.group!r}"
+        return _checked(trajectory.outputs.get(output.group), output, where, lengths)
+
+    def fitted(
+        self, reducers: list[SiteReducer]
+    ) -> Iterator[tuple[str, dict[str, NDArray[np.float64]]]]:
+        """Yield name and principal components of each of these sites."""
+        lengths = self.recorder.inputs.lengths
+        wanted = {each.site.name: each.site for each in reducers}
+
+        def batches(
+            samples: NDArray[np.int64],
+        ) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor]]]:
+            offsets = np.concatenate([[0], np.cumsum(lengths[samples])])
+            batching = Batching.of(offsets, self.spec, self.recorder.batch_size)
+            for window in batching.windows:
+                for batch in batching.batches(window, ragged=self.ragged):
+                    chosen = samples[batch + window.start]
+                    trajectory = self.on(chosen)
+                    yield (
+                        chosen,
+                        {
+                            name: self.states(trajectory, site, lengths[chosen])
+                            for name, site in wanted.items()
+                        },
+                    )
+
+        return fit_components(reducers, lengths, batches, place=self.recorder.place)
 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
     """Runs a model on some contiguous samples and puts what it did into sample order."""
 
-    recorder: Recorder
-    adapter: Adapter
-    model: Any
-    spec: TrajectorySpec
-    stored: TrajectorySpec
+    run: ModelRun
+    reducers: Mapping[str, SiteReducer]
     batching: Batching
 
     def record(self, samples: range) -> Iterator[tuple[str, int, NDArray[Any]]]:
         """Yield name, number of the first row, and rows of every array."""
-        inputs, batching = self.recorder.inputs, self.batching
+        batching = self.batching
         buffers: dict[str, NDArray[Any]] = {}
-        for batch in batching.batches(samples, ragged=self._ragged):
+        for batch in batching.batches(samples, ragged=self.run.ragged):
             chosen = batch + samples.start
-            trajectory = self.adapter.record(self.model, inputs.batch(chosen), self.spec)
-            for name, declared, values in self._reduced(trajectory, inputs.lengths[chosen]):
+            for name, declared, values in self._reduced(chosen):
                 every = getattr(declared, "every", 1)
                 if len(batch) == len(samples) and batching.equal_lengths:
                     rows = values.reshape(-1, *declared.shape)
@@ -271,30 +347,32 @@ class _Window:
                     buffers[name] = np.empty((count, *declared.shape), declared.dtype)
                 source, target = batching.places(chosen, samples.start, declared.axis, every)
                 buffers[name][target] = values.reshape(-1, *declared.shape)[source]
-        stored: dict[str, SiteSpec | OutputSpec] = {site.name: site for site in self.stored.sites}
-        stored[OUTPUT] = self.stored.output
+        stored: dict[str, SiteSpec | OutputSpec] = {
+            site.name: site for site in self.run.stored.sites
+        }
+        stored[OUTPUT] = self.run.stored.output
         for name, rows in buffers.items():
             declared = stored[name]
             every = getattr(declared, "every", 1)
             yield name, batching.first_row(samples.start, declared.axis, every), rows
 
-    @property
-    def _ragged(self) -> bool:
-        return bool(self.spec.options.get("ragged_batches", False))
-
     def _reduced(
-        self, trajectory: Trajectory, lengths: NDArray[np.int64]
+        self, chosen: NDArray[np.int64]
     ) -> Iterator[tuple[str, SiteSpec | OutputSpec, NDArray[Any]]]:
         """Yield what was recorded of each array, checked and as it is stored."""
-        for site, stored in zip(self.spec.sites, self.stored.sites, strict=True):
-            where = f"site {site.name!r}"
-            came = _checked(trajectory.states.get(site.name), site, where, lengths)
-            values = self.recorder.reductions.apply(site, stored, came)
+        run = self.run
+        lengths = run.recorder.inputs.lengths[chosen]
+        trajectory = run.on(chosen)
+
+        def place(position: int, step: int | None) -> str:
+            return run.recorder.place(int(chosen[position]), step)
+
+        for site, stored in zip(run.spec.sites, run.stored.sites, strict=True):
+            came = run.states(trajectory, site, lengths)
+            values = self.reducers[site.name](came, lengths, place)
             yield site.name, stored, values.cpu().numpy()
-        output = self.spec.output
-        where = f"output {output.group!r}"
-        values = _checked(trajectory.outputs.get(output.group), output, where, lengths)
-        yield OUTPUT, output, values.cpu().numpy()
+        values = run.output(trajectory, lengths)
+        yield OUTPUT, run.spec.output, values.cpu().numpy()
 
 
 OUTPUT = ""
