@@ -27,8 +27,16 @@ from dynamo_plugin.errors import (
 from dynamo_plugin.recording import Reduction, capture, fitting
 from dynamo_plugin.recording import ledgers as ledgers_module
 from dynamo_plugin.recording.sampling import draw_samples
+from dynamo_plugin.registry.interfaces import Adapter
 from dynamo_plugin.store import Population, open_population, verify_population
 from dynamo_plugin.store._local import LocalLocation
+from dynamo_plugin.types import (
+    OutputSpec,
+    SequenceBatch,
+    SiteSpec,
+    Trajectory,
+    TrajectorySpec,
+)
 
 LENGTHS = [3, 1, 6, 6, 2, 4, 1, 5, 6, 3]
 PCA_RULES = {
@@ -318,6 +326,49 @@ def test_too_few_rows_and_states_that_are_not_finite() -> None:
         run({"a": broken}, inputs=inputs, reduce=rule)
     with pytest.raises(UnknownName, match=r"model 'a': reduce: 'gru.layer7' matches no site"):
         run({"a": net()}, reduce={"gru.layer7": {}})
+
+
+class Padded(Adapter):
+    """Each step's features are an image; what lies past the end of a sample is not a number."""
+
+    def supports(self, model: object) -> bool:
+        return True
+
+    def describe(self, model: Any, inputs: SequenceBatch) -> TrajectorySpec:
+        return TrajectorySpec(
+            "padded",
+            (SiteSpec("map", (3, 2, 4), "float32"), SiteSpec("last", (24,), "float64", "sample")),
+            OutputSpec("sum", (24,), "float32", "sample"),
+            {"ragged_batches": True},
+        )
+
+    def record(self, model: Any, inputs: SequenceBatch, spec: TrajectorySpec) -> Trajectory:
+        real = torch.arange(inputs.values.shape[1]) < inputs.lengths[:, None]
+        values = inputs.values.where(real[..., None], torch.nan)
+        last = inputs.values[torch.arange(len(real)), inputs.lengths - 1]
+        states = {"map": values.unflatten(-1, (3, 2, 4)), "last": last.double()}
+        return Trajectory(states, {"sum": inputs.values.sum(1)}, inputs.lengths)
+
+
+def test_padding_counts_for_nothing() -> None:
+    inputs = [torch.randn(length, 24) for length in LENGTHS]
+    rules = {
+        "map": Reduction(every=2, pool="mean", pool_size=2, project=3, projection="pca"),
+        "last": Reduction(project=4, projection="pca", dtype="float16"),
+    }
+    kept = run({"a": nn.Identity()}, inputs=inputs, adapter=Padded(), reduce=rules)
+    rows = torch.cat(inputs).numpy()[steps(2)].astype(np.float64)
+    pooled = rows.reshape(-1, 3, 2, 2, 2).mean(4).reshape(len(rows), 12)
+    last = np.stack([x[-1].numpy() for x in inputs]).astype(np.float64)
+    for site, expected in (("map", pooled), ("last", last)):
+        found, stored = kept.projection("a", site), kept.states("a", site)
+        pca = PCA(n_components=len(found.matrix), svd_solver="full").fit(expected)
+        scores = pca.transform(expected) * np.sign((found.matrix * pca.components_).sum(1))
+        tolerance = 1e-5 if site == "map" else 5e-3
+        np.testing.assert_allclose(stored, scores, rtol=tolerance, atol=tolerance)
+        shape = (3, 2, 2) if site == "map" else (24,)
+        assert found.restore(stored).shape == (len(expected), *shape)
+    assert kept.spec("a").sites[1].source_dtype == "float64"
 
 
 def test_sites_that_do_not_fit_together_are_fitted_in_turn(
