@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.store._location import Location
     from dynamo_plugin.types import JSON, TrajectorySpec
 
-__all__ = ["ModelBlocks", "Plan", "reduction_name", "strided_rows"]
+__all__ = ["ModelBlocks", "Plan", "add_dependent", "reduction_name", "strided_rows"]
 
 
 def strided_rows(lengths: NDArray[np.int64], every: int) -> NDArray[np.int64]:
@@ -95,16 +95,9 @@ class Plan:
         return missing
 
     def missing_of(self, blocks: ModelBlocks) -> dict[str, set[int]]:
-        """Return the blocks of a model that are to be recorded, by the path of their array.
-
-        Where what the states of a site were projected by is lost, its states are lost too: what
-        is fitted anew need not be the same to the last bit.
-        """
+        """Return the blocks of a model that are to be recorded, by the path of their array."""
         missing = {array.layout.path: self.missing(array) for array in blocks.arrays}
-        for site, arrays in blocks.reductions.items():
-            if any(missing[array.layout.path] for array in arrays.values()):
-                for array in (*arrays.values(), blocks.sites[site]):
-                    missing[array.layout.path] = set(range(array.count))
+        add_dependent(missing, blocks)
         return missing
 
     def begun(
@@ -193,6 +186,18 @@ class Plan:
                 sample_rows = int(counts[0]) if bool((counts == counts[0]).all()) else None
             rows = chunk_rows(layout, sample_rows=sample_rows, batch_size=self.batch_size)
         return ArrayBlocks(self.location, layout, rows, identity, where)
+
+
+def add_dependent(missing: dict[str, set[int]], blocks: ModelBlocks) -> None:
+    """Count states as missing where what they were projected by is.
+
+    What is fitted anew need not be the same to the last bit, so that the projection is missing as
+    a whole, too.
+    """
+    for site, arrays in blocks.reductions.items():
+        if any(missing[array.layout.path] for array in arrays.values()):
+            for array in (*arrays.values(), blocks.sites[site]):
+                missing[array.layout.path] = set(range(array.count))
 
 
 def reduction_name(name: str, site: str, model_id: str) -> str:
