@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
-    from dynamo_plugin.recording import Reduction, capture
+    from dynamo_plugin.recording import InspectReport, Reduction, capture, inspect_models
     from dynamo_plugin.registry import get_registry, plugins
     from dynamo_plugin.report import write_report
     from dynamo_plugin.store import Population, open_population, verify_population
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     __version__: str
 else:
     _ROOM_OF_NAME = {
+        "InspectReport": "recording",
         "ModelEmbedding": "embedding",
         "Population": "store",
         "Reduction": "recording",
@@ -41,6 +42,7 @@ else:
         "capture": "recording",
         "fit": "embedding",
         "get_registry": "registry",
+        "inspect_models": "recording",
         "load_embedding": "embedding",
         "open_population": "store",
         "plugins": "registry",
@@ -76,6 +78,7 @@ else:
 
 __all__ = [
     "DynamoError",
+    "InspectReport",
     "ModelEmbedding",
     "Population",
     "Reduction",
@@ -87,6 +90,7 @@ __all__ = [
     "errors",
     "fit",
     "get_registry",
+    "inspect_models",
     "load_embedding",
     "losses",
     "metamodels",

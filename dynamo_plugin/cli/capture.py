@@ -33,6 +33,10 @@ def command(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that record models at the same time.")
     ] = 1,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be recorded, as inspect does."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary as a JSON object.")
@@ -58,10 +62,20 @@ def command(
 
     \b
     Examples:
-      dynamo-plugin capture population.toml
+      dynamo-plugin capture population.toml --dry-run
       dynamo-plugin capture population.toml --resume --workers 4
       dynamo-plugin capture population.toml --store other.zarr --json
     """
+    if dry_run:
+        from dynamo_plugin.cli.inspect import show
+        from dynamo_plugin.recording.configured_inspection import inspect_from_config
+
+        show(
+            inspect_from_config(config, store=store, batch_size=batch_size, workers=workers),
+            as_json=as_json,
+        )
+        return
+
     from dynamo_plugin.recording.configured import capture_from_config
 
     started = time.perf_counter()

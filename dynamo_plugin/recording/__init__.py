@@ -2,6 +2,8 @@
 
 from dynamo_plugin.recording.capturing import capture
 from dynamo_plugin.recording.inputs import as_population_inputs
+from dynamo_plugin.recording.inspecting import inspect_models
+from dynamo_plugin.recording.inspection import InspectReport
 from dynamo_plugin.recording.reduction import Reduction
 
-__all__ = ["Reduction", "as_population_inputs", "capture"]
+__all__ = ["InspectReport", "Reduction", "as_population_inputs", "capture", "inspect_models"]

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.registry.interfaces import Adapter
     from dynamo_plugin.types import JSON
 
-__all__ = ["capture"]
+__all__ = ["capture", "checked_groups", "checked_models", "options_of_adapter"]
 
 
 def capture(
@@ -194,7 +194,7 @@ def capture(
     >>> population.ids, population.sites("b"), population.states("b").shape
     (('a', 'b'), ('lstm',), (24, 5))
     """
-    sources = _checked_models(models)
+    sources = checked_models(models)
     _check_positive(batch_size=batch_size, workers=workers, threads=threads)
     if (resume or repair) and overwrite:
         raise InvalidInput("resume and repair keep what overwrite deletes; give one of them.")
@@ -207,7 +207,7 @@ def capture(
         raise InvalidInput("executor and workers both say where models run; give one of them.")
     _refuse_autocast()
     rows = as_metadata(metadata, tuple(sources))
-    groups = _checked_groups(output_groups, tuple(sources))
+    groups = checked_groups(output_groups, tuple(sources))
     given = as_population_inputs(
         inputs,
         sample_ids=sample_ids,
@@ -219,7 +219,7 @@ def capture(
     if numbers is not None:
         given = given.take(numbers)
     rules = as_rules(reduce)
-    options = _adapter_options(adapter_options, layers, forward, output)
+    options = options_of_adapter(adapter_options, layers, forward, output)
     adapters = AdapterChoice(adapter, options)
     elsewhere = workers > 1 or leaves_process(executor)
     if executor is not None or elsewhere:
@@ -311,7 +311,7 @@ def _refuse_autocast() -> None:
         )
 
 
-def _adapter_options(
+def options_of_adapter(
     given: Mapping[str, Any] | None,
     layers: Sequence[str] | Mapping[str, Any] | None,
     forward: Callable[..., Any] | None,
@@ -375,7 +375,8 @@ def _check_strangers(writer: PopulationWriter, sources: Mapping[str, ModelSource
         )
 
 
-def _checked_models(models: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+def checked_models(models: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+    """Return models by id; raises `InvalidInput`."""
     if not isinstance(models, Mapping):
         raise InvalidInput(
             "models must be a mapping from id to a torch.nn.Module or to a factory; got "
@@ -395,7 +396,8 @@ def _checked_models(models: Mapping[str, ModelSource]) -> dict[str, ModelSource]
     return dict(models)
 
 
-def _checked_groups(groups: Mapping[str, str] | str | None, ids: Sequence[str]) -> dict[str, str]:
+def checked_groups(groups: Mapping[str, str] | str | None, ids: Sequence[str]) -> dict[str, str]:
+    """Return output groups by model id, of models that have a named one; raises `InvalidInput`."""
     if groups is None:
         return {}
     named = dict.fromkeys(ids, groups) if isinstance(groups, str) else dict(groups)

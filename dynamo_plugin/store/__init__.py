@@ -18,6 +18,7 @@ from dynamo_plugin.store.projections import (
 from dynamo_plugin.store.reader import Population, open_population
 from dynamo_plugin.store.stored_inputs import StoredInputs
 from dynamo_plugin.store.verify import Problem, VerifyReport, verify_population
+from dynamo_plugin.store.weighing import Weight, weigh_inputs, weigh_model
 from dynamo_plugin.store.writer import ModelStatus, PopulationWriter
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "StoreLike",
     "StoredInputs",
     "VerifyReport",
+    "Weight",
     "are_finite",
     "fitted_projection",
     "open_population",
@@ -45,4 +47,6 @@ __all__ = [
     "read_blocks",
     "strided_rows",
     "verify_population",
+    "weigh_inputs",
+    "weigh_model",
 ]

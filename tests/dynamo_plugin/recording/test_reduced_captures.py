@@ -166,7 +166,7 @@ class Fits:
             self.count += 1
             return original(*arguments, **options)
 
-        monkeypatch.setattr("dynamo_plugin.recording.recorder.fit_components", counted)
+        monkeypatch.setattr("dynamo_plugin.recording.model_run.fit_components", counted)
 
 
 def test_a_capture_that_is_stopped_anywhere_goes_on_to_the_same_bytes(
@@ -289,7 +289,7 @@ def test_states_never_outlive_what_they_were_projected_by(
     assert {problem.array for problem in report.problems} == {
         f"models/a/reductions/gru.layer0/{name}"
     }
-    monkeypatch.setattr("dynamo_plugin.recording.recorder.fit_components", otherwise)
+    monkeypatch.setattr("dynamo_plugin.recording.model_run.fit_components", otherwise)
     repair = {"repair": True} if damage != "all" else {"resume": True}
     again = run({"a": net(), "b": net(1)}, tmp_path, reduce=PCA_RULES, executor=executor, **repair)
     assert verify_population(tmp_path).ok
