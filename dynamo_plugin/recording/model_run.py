@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["OUTPUT", "ModelRun", "Window"]
 
+COPIED_BYTES = 4 * 2**20
+"""Rows of a batch up to this size are copied."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelRun:
@@ -134,13 +137,23 @@ class Window:
         for site, stored in zip(run.spec.sites, run.stored.sites, strict=True):
             came = run.states(trajectory, site, lengths)
             values = self.reducers[site.name](came, lengths, place)
-            yield site.name, stored, values.cpu().numpy()
+            yield site.name, stored, _rows(values)
         values = run.output(trajectory, lengths)
-        yield OUTPUT, run.spec.output, values.cpu().numpy()
+        yield OUTPUT, run.spec.output, _rows(values)
 
 
 OUTPUT = ""
 """Stands for the output where arrays are named after their sites, which never have this name."""
+
+
+def _rows(values: Tensor) -> NDArray[Any]:
+    """Return a tensor as an array, in memory of its own where it is small.
+
+    Small pieces wait long for their block. In PyTorch's aligned memory, among the large tensors of
+    every batch, they leave holes that glibc does not fill again, and the process grows.
+    """
+    rows: NDArray[Any] = values.cpu().numpy()
+    return rows.copy() if rows.nbytes <= COPIED_BYTES else rows
 
 
 def _checked(
