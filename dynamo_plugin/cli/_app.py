@@ -13,7 +13,17 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from dynamo_plugin.cli import analyse, capture, fit, plugins, quickstart, repair, report, verify
+from dynamo_plugin.cli import (
+    analyse,
+    capture,
+    fit,
+    inspect,
+    plugins,
+    quickstart,
+    repair,
+    report,
+    verify,
+)
 from dynamo_plugin.cli._exit import ExitCode
 from dynamo_plugin.errors import DynamoError
 
@@ -21,6 +31,7 @@ __all__ = ["app", "main"]
 
 _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "quickstart": quickstart.command,
+    "inspect": inspect.command,
     "capture": capture.command,
     "verify": verify.command,
     "repair": repair.command,

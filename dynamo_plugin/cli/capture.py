@@ -50,6 +50,10 @@ def command(
     keep_going: Annotated[
         bool, typer.Option("--keep-going", help="Record the other models where one fails.")
     ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what would be recorded, as inspect does."),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.")] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print a summary as a JSON object.")
@@ -75,7 +79,7 @@ def command(
 
     \b
     Examples:
-      dynamo-plugin capture population.toml
+      dynamo-plugin capture population.toml --dry-run
       dynamo-plugin capture population.toml --resume --workers 4
       dynamo-plugin capture population.toml --store other.zarr --json
       dynamo-plugin capture population.toml --executor dask://10.0.0.1:8786
@@ -83,6 +87,16 @@ def command(
     """
     if (task_index is None) != (task_count is None):
         raise InvalidInput("Expected both --task-index and --task-count, or neither.")
+    if dry_run:
+        from dynamo_plugin.cli.inspect import show
+        from dynamo_plugin.recording.configured_inspection import inspect_from_config
+
+        show(
+            inspect_from_config(config, store=store, batch_size=batch_size, workers=workers),
+            as_json=as_json,
+        )
+        return
+
     from dynamo_plugin.recording.configured import capture_from_config
 
     started = time.perf_counter()

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dynamo_plugin.errors import InvalidConfig
+from dynamo_plugin.recording.reduction import as_rules
 
 __all__ = ["CaptureConfig", "InputsConfig", "MetadataConfig", "ModelConfig", "load_config"]
 
@@ -124,6 +125,17 @@ class ModelConfig(_Table):
         return self
 
 
+def _checked_rules(rules: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    as_rules(rules)  # raises InvalidInput, a ValueError
+    return rules
+
+
+def _some(samples: int | list[int] | None) -> int | list[int] | None:
+    if samples is not None and (samples == [] or (isinstance(samples, int) and samples < 1)):
+        raise ValueError(f"expected a positive number of samples, or their numbers; got {samples}")
+    return samples
+
+
 class CaptureConfig(_Table):
     """The whole file. Paths are relative to it."""
 
@@ -148,6 +160,13 @@ class CaptureConfig(_Table):
     of a nested output, "..." for the whole."""
     adapter_options: dict[str, Any] = {}
     """Further keyword arguments of the adapter."""
+    reduce: Annotated[dict[str, dict[str, Any]], AfterValidator(_checked_rules)] = {}
+    """`[reduce."PATTERN"]`: fields of `Reduction`, for the sites whose names the pattern matches;
+    the first that does counts."""
+    samples: Annotated[int | list[int] | None, AfterValidator(_some)] = None
+    """So many of the inputs, at random, or their numbers; all by default."""
+    sample_seed: Annotated[int, Field(ge=0)] = 0
+    """Of that draw."""
     output: str | int | None = None
     """Key, attribute or index of the output in what a model returns."""
     threads: Annotated[int, Field(ge=1)] | None = None

@@ -9,14 +9,14 @@ from typing import Any
 
 from dynamo_plugin.errors import InvalidConfig, InvalidInput
 from dynamo_plugin.recording.capturing import capture
-from dynamo_plugin.recording.config import InputsConfig, ModelConfig, load_config
+from dynamo_plugin.recording.config import CaptureConfig, InputsConfig, ModelConfig, load_config
 from dynamo_plugin.recording.executors import connected
 from dynamo_plugin.recording.factories import ConfiguredModel, call_target, load_target
 from dynamo_plugin.recording.files import read_inputs, read_metadata
 from dynamo_plugin.recording.metadata import Metadata, as_metadata
 from dynamo_plugin.store import Population
 
-__all__ = ["capture_from_config"]
+__all__ = ["capture_from_config", "configured_inputs", "configured_models", "located"]
 
 _FROM_FACTORY = ("inputs", "lengths", "targets", "sample_ids", "vocabulary_size", "has_time")
 
@@ -63,6 +63,47 @@ def capture_from_config(
     """
     config = load_config(path)
     folder = path.resolve().parent
+    models, groups, metadata = configured_models(config, folder, path)
+    arguments = configured_inputs(config.inputs, folder)
+    with connected(executor) as pool:
+        return capture(
+            models,
+            store=located(config.store, folder) if store is None else store,
+            metadata=metadata,
+            layers=config.layers,
+            adapter=config.adapter,
+            adapter_options=config.adapter_options,
+            reduce=config.reduce,
+            samples=config.samples,
+            sample_seed=config.sample_seed,
+            output_groups=groups,
+            batch_size=config.batch_size if batch_size is None else batch_size,
+            executor=pool,
+            workers=workers,
+            share=share,
+            threads=config.threads if threads is None else threads,
+            on_error="continue" if keep_going else "raise",
+            allow_zero=config.allow_zero,
+            resume=resume,
+            repair=repair,
+            overwrite=overwrite,
+            device=config.device,
+            output=config.output,
+            progress=progress,
+            **arguments,
+        )
+
+
+def configured_models(
+    config: CaptureConfig, folder: Path, path: Path
+) -> tuple[dict[str, ConfiguredModel], dict[str, str], Metadata]:
+    """Return factory, output group (where one is named) and metadata of every model, by id.
+
+    Raises
+    ------
+    InvalidConfig
+        A factory or a file does not exist, or two models have one id.
+    """
     models: dict[str, ConfiguredModel] = {}
     groups: dict[str, str] = {}
     inline: dict[str, dict[str, Any]] = {}
@@ -84,31 +125,7 @@ def capture_from_config(
     metadata: Metadata = inline
     if config.metadata is not None:
         metadata = _merged(read_metadata(folder / config.metadata.file), inline)
-    arguments = _inputs(config.inputs, folder)
-    with connected(executor) as pool:
-        return capture(
-            models,
-            store=_located(config.store, folder) if store is None else store,
-            metadata=metadata,
-            layers=config.layers,
-            adapter=config.adapter,
-            adapter_options=config.adapter_options,
-            output_groups=groups,
-            batch_size=config.batch_size if batch_size is None else batch_size,
-            executor=pool,
-            workers=workers,
-            share=share,
-            threads=config.threads if threads is None else threads,
-            on_error="continue" if keep_going else "raise",
-            allow_zero=config.allow_zero,
-            resume=resume,
-            repair=repair,
-            overwrite=overwrite,
-            device=config.device,
-            output=config.output,
-            progress=progress,
-            **arguments,
-        )
+    return models, groups, metadata
 
 
 def _expanded(model: ModelConfig, folder: Path, place: str) -> Iterator[tuple[str, Path | None]]:
@@ -137,8 +154,14 @@ def _merged(table: Metadata, inline: Mapping[str, Mapping[str, Any]]) -> Metadat
     return {model_id: {**rows[model_id], **inline[model_id]} for model_id in inline}
 
 
-def _inputs(config: InputsConfig, folder: Path) -> dict[str, Any]:
-    """Return the keyword arguments of `capture` that say what models are shown."""
+def configured_inputs(config: InputsConfig, folder: Path) -> dict[str, Any]:
+    """Return the keyword arguments of `capture` that say what models are shown.
+
+    Raises
+    ------
+    InvalidConfig, InvalidInput
+        They cannot be read, or the factory returns something else.
+    """
     if config.factory is None:
         found = read_inputs(config, folder)
     else:
@@ -156,5 +179,6 @@ def _inputs(config: InputsConfig, folder: Path) -> dict[str, Any]:
     return found
 
 
-def _located(store: str, folder: Path) -> str:
+def located(store: str, folder: Path) -> str:
+    """Return where a store lies that a file in this folder names."""
     return store if "://" in store else str(folder / store)
