@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     )
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
-    from dynamo_plugin.recording import capture
+    from dynamo_plugin.recording import (
+        InspectReport,
+        Reduction,
+        capture,
+        inspect_models,
+        register_adapter,
+    )
     from dynamo_plugin.registry import get_registry, plugins
     from dynamo_plugin.report import write_report
     from dynamo_plugin.store import Population, open_population, verify_population
@@ -34,15 +40,19 @@ if TYPE_CHECKING:
     __version__: str
 else:
     _ROOM_OF_NAME = {
+        "InspectReport": "recording",
         "ModelEmbedding": "embedding",
         "Population": "store",
+        "Reduction": "recording",
         "analyse": "analyses",
         "capture": "recording",
         "fit": "embedding",
         "get_registry": "registry",
+        "inspect_models": "recording",
         "load_embedding": "embedding",
         "open_population": "store",
         "plugins": "registry",
+        "register_adapter": "recording",
         "verify_population": "store",
         "write_report": "report",
     }
@@ -75,8 +85,10 @@ else:
 
 __all__ = [
     "DynamoError",
+    "InspectReport",
     "ModelEmbedding",
     "Population",
+    "Reduction",
     "__version__",
     "analyse",
     "analyses",
@@ -85,12 +97,14 @@ __all__ = [
     "errors",
     "fit",
     "get_registry",
+    "inspect_models",
     "load_embedding",
     "losses",
     "metamodels",
     "open_population",
     "plugins",
     "recording",
+    "register_adapter",
     "registry",
     "report",
     "store",

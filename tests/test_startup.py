@@ -69,7 +69,15 @@ def test_importing_is_cheap(module: str) -> None:
         ["plugins"],
         *(
             [command, "--help"]
-            for command in ("quickstart", "capture", "verify", "fit", "analyse", "report")
+            for command in (
+                "quickstart",
+                "inspect",
+                "capture",
+                "verify",
+                "fit",
+                "analyse",
+                "report",
+            )
         ),
     ],
     ids=" ".join,

@@ -13,7 +13,17 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperGroup
 
-from dynamo_plugin.cli import analyse, capture, fit, plugins, quickstart, report, verify
+from dynamo_plugin.cli import (
+    analyse,
+    capture,
+    fit,
+    inspect,
+    plugins,
+    quickstart,
+    repair,
+    report,
+    verify,
+)
 from dynamo_plugin.cli._exit import ExitCode
 from dynamo_plugin.errors import DynamoError
 
@@ -21,8 +31,10 @@ __all__ = ["app", "main"]
 
 _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "quickstart": quickstart.command,
+    "inspect": inspect.command,
     "capture": capture.command,
     "verify": verify.command,
+    "repair": repair.command,
     "fit": fit.command,
     "analyse": analyse.command,
     "report": report.command,

@@ -2,5 +2,16 @@
 
 from dynamo_plugin.recording.capturing import capture
 from dynamo_plugin.recording.inputs import as_population_inputs
+from dynamo_plugin.recording.inspecting import inspect_models
+from dynamo_plugin.recording.inspection import InspectReport
+from dynamo_plugin.recording.reduction import Reduction
+from dynamo_plugin.recording.registering import register_adapter
 
-__all__ = ["as_population_inputs", "capture"]
+__all__ = [
+    "InspectReport",
+    "Reduction",
+    "as_population_inputs",
+    "capture",
+    "inspect_models",
+    "register_adapter",
+]

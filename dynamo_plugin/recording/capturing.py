@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -23,8 +21,10 @@ from dynamo_plugin.errors import (
 from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.recording.inputs import as_population_inputs
 from dynamo_plugin.recording.metadata import Metadata, as_metadata
+from dynamo_plugin.recording.options import option_as_json
 from dynamo_plugin.recording.recorder import ModelSource, ModelTask, Recorder
 from dynamo_plugin.recording.reducing import Reductions
+from dynamo_plugin.recording.reduction import Reduce, as_rules, rules_as_json
 from dynamo_plugin.recording.running import (
     check_separate,
     leaves_process,
@@ -32,6 +32,7 @@ from dynamo_plugin.recording.running import (
     run_in_processes,
     run_on_executor,
 )
+from dynamo_plugin.recording.sampling import chosen_samples
 from dynamo_plugin.store import (
     Population,
     PopulationInputs,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.registry.interfaces import Adapter
     from dynamo_plugin.types import JSON
 
-__all__ = ["capture"]
+__all__ = ["capture", "checked_groups", "checked_models", "options_of_adapter"]
 
 
 def capture(
@@ -61,11 +62,15 @@ def capture(
     layers: Sequence[str] | Mapping[str, Any] | None = None,
     adapter: str | Adapter | None = None,
     adapter_options: Mapping[str, Any] | None = None,
+    reduce: Reduce | None = None,
     sample_ids: Sequence[str] | None = None,
     lengths: ArrayLike | Tensor | None = None,
     targets: Any = None,
+    samples: int | ArrayLike | None = None,
+    sample_seed: int = 0,
     output_groups: Mapping[str, str] | str | None = None,
     vocabulary_size: int | None = None,
+    has_time: bool | None = None,
     batch_size: int = 64,
     executor: Executor | None = None,
     workers: int = 1,
@@ -93,11 +98,12 @@ def capture(
     ----------
     models
         Mapping from id to a model, or to a factory that makes one. Factories are called one at a
-        time (per worker), and what they made is let go before the next.
+        time (per process), and what they made is let go before the next.
     inputs
-        A tensor or array, (sample, time) ids or (sample, time, feature) numbers; a list of
-        ragged sequences; a map-style Dataset; or `PopulationInputs`. See `as_population_inputs`,
-        also for `sample_ids`, `lengths`, `targets` and `vocabulary_size`.
+        A tensor or array, (sample, time) ids, (sample, time, feature) numbers, or arrays without
+        time such as images; a list of ragged sequences or of arrays; a map-style Dataset; or
+        `PopulationInputs`. See `as_population_inputs`, also for `sample_ids`, `lengths`,
+        `targets`, `vocabulary_size` and `has_time`.
     store
         Path, fsspec URL or Zarr store, where nothing lies yet. Credentials and endpoint of object
         storage come from the environment, or with
@@ -112,6 +118,16 @@ def capture(
         takes the model.
     adapter_options
         Further keyword arguments of the adapter.
+    reduce
+        From patterns over the names of sites, as of `fnmatch`, to a `Reduction` or a mapping of
+        its fields: what is done to states before they are stored. The first pattern that matches
+        a site counts. Principal components are fitted for each model before its states are
+        recorded, and stored with it.
+    samples
+        So many of the inputs, drawn at random, or their numbers: only these are shown and stored.
+        They keep their ids. A drawn part keeps the order of the inputs.
+    sample_seed
+        Of that draw, which is the same on every machine.
     output_groups
         Name of the output group of each model, or one name for all. By default models whose
         outputs have one shape are one group.
@@ -162,9 +178,11 @@ def capture(
     InvalidInput
         Models, inputs, metadata or other arguments do not fit, or not what is resumed.
     UnsupportedModel, CaptureError, UnknownName
-        A model cannot be read; the message names it. Models recorded before it stay.
+        A model cannot be read, or a pattern matches none of its sites; the message names it.
+        Models recorded before it stay.
     NonFiniteStates
-        A state or an output is NaN or infinite; names model, site, sample and step.
+        A state or an output is NaN, infinite, or too large for the dtype that `reduce` asks for;
+        names model, site, sample and step.
     StoreExists
         Something lies at `store`, and neither `resume` nor `overwrite` allows for it.
     StoreLocked
@@ -180,7 +198,7 @@ def capture(
     >>> population.ids, population.sites("b"), population.states("b").shape
     (('a', 'b'), ('lstm',), (24, 5))
     """
-    sources = _checked_models(models)
+    sources = checked_models(models)
     _check_positive(batch_size=batch_size, workers=workers, threads=threads)
     if (resume or repair) and overwrite:
         raise InvalidInput("resume and repair keep what overwrite deletes; give one of them.")
@@ -193,20 +211,27 @@ def capture(
         raise InvalidInput("executor and workers both say where models run; give one of them.")
     _refuse_autocast()
     rows = as_metadata(metadata, tuple(sources))
-    groups = _checked_groups(output_groups, tuple(sources))
+    groups = checked_groups(output_groups, tuple(sources))
     given = as_population_inputs(
         inputs,
         sample_ids=sample_ids,
         lengths=lengths,
         targets=targets,
         vocabulary_size=vocabulary_size,
+        has_time=has_time,
     )
-    options = _adapter_options(adapter_options, layers, forward, output)
+    numbers, subset = chosen_samples(samples, len(given), sample_seed)
+    if numbers is not None:
+        given = given.take(numbers)
+    rules = as_rules(reduce)
+    options = options_of_adapter(adapter_options, layers, forward, output)
     adapters = AdapterChoice(adapter, options)
     elsewhere = workers > 1 or leaves_process(executor)
     if executor is not None or elsewhere:
         check_separate(sources, adapters, elsewhere=elsewhere)
     config = _config(adapters, options) | {
+        "reduce": rules_as_json(rules),
+        "samples": subset,
         "batch_size": batch_size,
         "device": None if device is None else str(device),
     }
@@ -231,7 +256,7 @@ def capture(
         if writer.share is not None:
             tasks = tasks[writer.share.index :: writer.share.count]
         seen = StoredInputs(writer.plan.location) if elsewhere else given
-        recorder = Recorder(seen, adapters, Reductions(), batch_size, threads, device)
+        recorder = Recorder(seen, adapters, Reductions(rules), batch_size, threads, device)
         with tqdm(
             total=len(tasks) * len(given),
             desc="capture",
@@ -291,7 +316,7 @@ def _refuse_autocast() -> None:
         )
 
 
-def _adapter_options(
+def options_of_adapter(
     given: Mapping[str, Any] | None,
     layers: Sequence[str] | Mapping[str, Any] | None,
     forward: Callable[..., Any] | None,
@@ -355,7 +380,8 @@ def _check_strangers(writer: PopulationWriter, sources: Mapping[str, ModelSource
         )
 
 
-def _checked_models(models: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+def checked_models(models: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+    """Return models by id; raises `InvalidInput`."""
     if not isinstance(models, Mapping):
         raise InvalidInput(
             "models must be a mapping from id to a torch.nn.Module or to a factory; got "
@@ -375,7 +401,8 @@ def _checked_models(models: Mapping[str, ModelSource]) -> dict[str, ModelSource]
     return dict(models)
 
 
-def _checked_groups(groups: Mapping[str, str] | str | None, ids: Sequence[str]) -> dict[str, str]:
+def checked_groups(groups: Mapping[str, str] | str | None, ids: Sequence[str]) -> dict[str, str]:
+    """Return output groups by model id, of models that have a named one; raises `InvalidInput`."""
     if groups is None:
         return {}
     named = dict.fromkeys(ids, groups) if isinstance(groups, str) else dict(groups)
@@ -405,22 +432,4 @@ def _config(adapters: AdapterChoice, options: Mapping[str, Any]) -> dict[str, JS
         "forward": None,
         "output": None,
     }
-    return config | {name: _as_json(value) for name, value in options.items()}
-
-
-def _as_json(value: Any) -> JSON:
-    """Return an option of an adapter as it is stored; functions by name and source."""
-    if value is ...:
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _as_json(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_json(item) for item in value]
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    try:
-        source = inspect.getsource(value)
-    except (OSError, TypeError):
-        return f"{name}"
-    return f"{name} (source {hashlib.sha256(source.encode()).hexdigest()[:16]})"
+    return config | {name: option_as_json(value) for name, value in options.items()}

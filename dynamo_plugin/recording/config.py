@@ -7,14 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dynamo_plugin.errors import InvalidConfig
+from dynamo_plugin.recording.reduction import as_rules
 
 __all__ = ["CaptureConfig", "InputsConfig", "MetadataConfig", "ModelConfig", "load_config"]
 
 Target = Annotated[str, Field(pattern=r"^[\w.]+:[\w.]+$")]
 """`package.module:function`; naming one runs its code."""
+
+Selector = str | int | list[str | int]
+"""Key, attribute or index of a part of a nested output; several lead further in."""
 
 _INPUT_SUFFIXES = (".npy", ".safetensors", ".parquet")
 _METADATA_SUFFIXES = (".csv", ".parquet", ".json")
@@ -53,11 +57,14 @@ class InputsConfig(_Table):
     """Column of a .parquet file with the targets."""
     factory: Target | None = None
     """Returns what `capture` takes as inputs, or a mapping with `inputs` and any of `lengths`,
-    `targets`, `sample_ids` and `vocabulary_size`."""
+    `targets`, `sample_ids`, `vocabulary_size` and `has_time`."""
     arguments: dict[str, Any] = {}
     """Keyword arguments of the factory."""
     vocabulary_size: Annotated[int, Field(ge=1)] | None = None
     """Number of distinct ids; by default one more than the largest."""
+    has_time: bool | None = None
+    """Whether floating samples are sequences or single arrays; by default those with two axes
+    are sequences."""
 
     @model_validator(mode="after")
     def _one_source(self) -> InputsConfig:
@@ -118,6 +125,17 @@ class ModelConfig(_Table):
         return self
 
 
+def _checked_rules(rules: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    as_rules(rules)  # raises InvalidInput, a ValueError
+    return rules
+
+
+def _some(samples: int | list[int] | None) -> int | list[int] | None:
+    if samples is not None and (samples == [] or (isinstance(samples, int) and samples < 1)):
+        raise ValueError(f"expected a positive number of samples, or their numbers; got {samples}")
+    return samples
+
+
 class CaptureConfig(_Table):
     """The whole file. Paths are relative to it."""
 
@@ -133,10 +151,28 @@ class CaptureConfig(_Table):
     """Most samples that a model is shown at once."""
     adapter: str | None = None
     """Registered name; by default the last registered one that takes the model."""
-    layers: Annotated[list[str], Field(min_length=1)] | None = None
-    """Patterns over the paths of the modules to record."""
+    layers: (
+        Annotated[list[str], Field(min_length=1)]
+        | Annotated[dict[str, Selector], Field(min_length=1)]
+        | None
+    ) = None
+    """Patterns over the paths of the modules to record; or a table from patterns to what to take
+    of a nested output, "..." for the whole."""
+    adapter_options: dict[str, Any] = {}
+    """Further keyword arguments of the adapter."""
+    reduce: Annotated[dict[str, dict[str, Any]], AfterValidator(_checked_rules)] = {}
+    """`[reduce."PATTERN"]`: fields of `Reduction`, for the sites whose names the pattern matches;
+    the first that does counts."""
+    samples: Annotated[int | list[int] | None, AfterValidator(_some)] = None
+    """So many of the inputs, at random, or their numbers; all by default."""
+    sample_seed: Annotated[int, Field(ge=0)] = 0
+    """Of that draw."""
     output: str | int | None = None
     """Key, attribute or index of the output in what a model returns."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Threads of one operation; by default those of this process."""
+    allow_zero: bool = False
+    """Accept sites that are zero throughout."""
     device: str | None = None
     """Where models run; the CPU by default, where they are made."""
 

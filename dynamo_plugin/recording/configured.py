@@ -9,15 +9,16 @@ from typing import Any
 
 from dynamo_plugin.errors import InvalidConfig, InvalidInput
 from dynamo_plugin.recording.capturing import capture
-from dynamo_plugin.recording.config import InputsConfig, ModelConfig, load_config
+from dynamo_plugin.recording.config import CaptureConfig, InputsConfig, ModelConfig, load_config
+from dynamo_plugin.recording.executors import connected
 from dynamo_plugin.recording.factories import ConfiguredModel, call_target, load_target
 from dynamo_plugin.recording.files import read_inputs, read_metadata
 from dynamo_plugin.recording.metadata import Metadata, as_metadata
 from dynamo_plugin.store import Population
 
-__all__ = ["capture_from_config"]
+__all__ = ["capture_from_config", "configured_inputs", "configured_models", "located"]
 
-_FROM_FACTORY = ("inputs", "lengths", "targets", "sample_ids", "vocabulary_size")
+_FROM_FACTORY = ("inputs", "lengths", "targets", "sample_ids", "vocabulary_size", "has_time")
 
 
 def capture_from_config(
@@ -26,6 +27,10 @@ def capture_from_config(
     store: str | None = None,
     batch_size: int | None = None,
     workers: int = 1,
+    executor: str | None = None,
+    share: tuple[int, int] | None = None,
+    threads: int | None = None,
+    keep_going: bool = False,
     resume: bool = False,
     repair: bool = False,
     overwrite: bool = False,
@@ -42,10 +47,12 @@ def capture_from_config(
         The file; see `CaptureConfig`.
     store, batch_size
         Take the place of what the file says; the store is then relative to the current folder.
-    workers
-        Processes that record models at the same time.
-    resume, repair, overwrite, progress
+    workers, share, threads, resume, repair, overwrite, progress
         As in `capture`.
+    executor
+        `dask://host:port` of a Dask scheduler.
+    keep_going
+        Record the other models where one fails, then raise.
 
     Raises
     ------
@@ -56,6 +63,47 @@ def capture_from_config(
     """
     config = load_config(path)
     folder = path.resolve().parent
+    models, groups, metadata = configured_models(config, folder, path)
+    arguments = configured_inputs(config.inputs, folder)
+    with connected(executor) as pool:
+        return capture(
+            models,
+            store=located(config.store, folder) if store is None else store,
+            metadata=metadata,
+            layers=config.layers,
+            adapter=config.adapter,
+            adapter_options=config.adapter_options,
+            reduce=config.reduce,
+            samples=config.samples,
+            sample_seed=config.sample_seed,
+            output_groups=groups,
+            batch_size=config.batch_size if batch_size is None else batch_size,
+            executor=pool,
+            workers=workers,
+            share=share,
+            threads=config.threads if threads is None else threads,
+            on_error="continue" if keep_going else "raise",
+            allow_zero=config.allow_zero,
+            resume=resume,
+            repair=repair,
+            overwrite=overwrite,
+            device=config.device,
+            output=config.output,
+            progress=progress,
+            **arguments,
+        )
+
+
+def configured_models(
+    config: CaptureConfig, folder: Path, path: Path
+) -> tuple[dict[str, ConfiguredModel], dict[str, str], Metadata]:
+    """Return factory, output group (where one is named) and metadata of every model, by id.
+
+    Raises
+    ------
+    InvalidConfig
+        A factory or a file does not exist, or two models have one id.
+    """
     models: dict[str, ConfiguredModel] = {}
     groups: dict[str, str] = {}
     inline: dict[str, dict[str, Any]] = {}
@@ -77,23 +125,7 @@ def capture_from_config(
     metadata: Metadata = inline
     if config.metadata is not None:
         metadata = _merged(read_metadata(folder / config.metadata.file), inline)
-    return capture(
-        models,
-        store=_located(config.store, folder) if store is None else store,
-        metadata=metadata,
-        layers=config.layers,
-        adapter=config.adapter,
-        output_groups=groups,
-        batch_size=config.batch_size if batch_size is None else batch_size,
-        workers=workers,
-        resume=resume,
-        repair=repair,
-        overwrite=overwrite,
-        device=config.device,
-        output=config.output,
-        progress=progress,
-        **_inputs(config.inputs, folder),
-    )
+    return models, groups, metadata
 
 
 def _expanded(model: ModelConfig, folder: Path, place: str) -> Iterator[tuple[str, Path | None]]:
@@ -122,8 +154,14 @@ def _merged(table: Metadata, inline: Mapping[str, Mapping[str, Any]]) -> Metadat
     return {model_id: {**rows[model_id], **inline[model_id]} for model_id in inline}
 
 
-def _inputs(config: InputsConfig, folder: Path) -> dict[str, Any]:
-    """Return the keyword arguments of `capture` that say what models are shown."""
+def configured_inputs(config: InputsConfig, folder: Path) -> dict[str, Any]:
+    """Return the keyword arguments of `capture` that say what models are shown.
+
+    Raises
+    ------
+    InvalidConfig, InvalidInput
+        They cannot be read, or the factory returns something else.
+    """
     if config.factory is None:
         found = read_inputs(config, folder)
     else:
@@ -135,10 +173,12 @@ def _inputs(config: InputsConfig, folder: Path) -> dict[str, Any]:
                 f"{config.factory} returned a mapping with {', '.join(map(str, found))}; expected "
                 f"inputs and any of {', '.join(_FROM_FACTORY[1:])}."
             )
-    if config.vocabulary_size is not None:
-        found["vocabulary_size"] = config.vocabulary_size
+    for name in ("vocabulary_size", "has_time"):
+        if getattr(config, name) is not None:
+            found[name] = getattr(config, name)
     return found
 
 
-def _located(store: str, folder: Path) -> str:
+def located(store: str, folder: Path) -> str:
+    """Return where a store lies that a file in this folder names."""
     return store if "://" in store else str(folder / store)

@@ -74,7 +74,7 @@ def read_metadata(path: Path) -> Metadata:
 
 def _read_npy(path: Path) -> Any:
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InvalidInput(f"{path} cannot be read as a plain .npy array: {error}.") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ def as_population_inputs(
     lengths: ArrayLike | Tensor | None = None,
     targets: Any = None,
     vocabulary_size: int | None = None,
+    has_time: bool | None = None,
 ) -> PopulationInputs:
     """Bring the inputs of a population into the form in which they are stored.
 
@@ -34,10 +36,12 @@ def as_population_inputs(
     ----------
     inputs
         One of: a torch tensor or NumPy array, (sample, time) integer ids or
-        (sample, time, feature) floating numbers; a list of ragged sequences, each (time,) ids or
-        (time, feature) numbers; a map-style Dataset whose items are such sequences, (sequence,
-        target) pairs, or mappings with `input_ids` (and `attention_mask`, and `labels` or
-        `label`); or `PopulationInputs`, which are returned as they are.
+        (sample, time, feature) floating numbers, or floating arrays without time: (sample,
+        feature), (sample, channel, height, width), ...; a list of ragged sequences, each (time,)
+        ids or (time, feature) numbers, or of arrays of one shape; a map-style Dataset whose items
+        are such samples, (sample, target) pairs, or mappings with `input_ids` (and
+        `attention_mask`) or `pixel_values` (and `labels` or `label`); or `PopulationInputs`, which
+        are returned as they are. An array that is a memory map is not loaded.
     sample_ids
         One per sample; `sample-0`, `sample-1`, ... by default.
     lengths
@@ -47,6 +51,9 @@ def as_population_inputs(
         arrays, per step. Used by scores only.
     vocabulary_size
         Number of distinct ids; one more than the largest id by default.
+    has_time
+        Whether floating samples are sequences, (time, feature), or single arrays of any shape. By
+        default those with two axes are sequences.
 
     Raises
     ------
@@ -58,6 +65,8 @@ def as_population_inputs(
     --------
     >>> as_population_inputs([[1, 2, 3], [4]]).lengths
     array([3, 1])
+    >>> as_population_inputs(np.zeros((5, 3, 8, 8))).spec
+    InputSpec(kind='array', size=192, shape=(3, 8, 8))
     """
     if isinstance(inputs, PopulationInputs):
         others = {
@@ -65,6 +74,7 @@ def as_population_inputs(
             "lengths": lengths,
             "targets": targets,
             "vocabulary_size": vocabulary_size,
+            "has_time": has_time,
         }
         given = [name for name, value in others.items() if value is not None]
         if given:
@@ -74,7 +84,9 @@ def as_population_inputs(
             )
         return inputs
     if isinstance(inputs, Tensor | np.ndarray):
-        values, counts = _from_array(_array(inputs, "inputs"), lengths)
+        array = _array(inputs, "inputs")
+        single = _is_single(array[0] if len(array) else array, has_time=has_time)
+        values, counts = _from_array(array, lengths, single=single)
     else:
         sequences, found = _sequences(inputs)
         if found is not None and targets is not None:
@@ -88,7 +100,9 @@ def as_population_inputs(
                 "lengths of its items. Leave lengths out."
             )
         targets = targets if found is None else found
-        values, counts = _from_sequences(sequences)
+        arrays = [_array(item, f"sample {index}") for index, item in enumerate(sequences)]
+        single = _is_single(arrays[0], has_time=has_time)
+        values, counts = _from_samples(arrays, single=single)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     ids = _sample_ids(sample_ids, len(counts))
     chosen, axis = as_targets(targets, counts)
@@ -96,7 +110,7 @@ def as_population_inputs(
         values=values,
         offsets=offsets,
         sample_ids=ids,
-        spec=_input_spec(values, vocabulary_size),
+        spec=_input_spec(values, vocabulary_size, single=single),
         targets=chosen,
         targets_axis=axis,
     )
@@ -124,6 +138,13 @@ def _array(value: Any, where: str) -> Array:
     )
 
 
+def _is_single(sample: Array, *, has_time: bool | None) -> bool:
+    """Return whether a sample is one array, without time."""
+    if has_time is None:
+        return sample.dtype.kind == "f" and sample.ndim != 2
+    return not has_time
+
+
 def _check_rank(array: Array, leading: tuple[str, ...], where: str) -> None:
     integer = array.dtype.kind == "i"
     axes = leading if integer else (*leading, "feature")
@@ -134,6 +155,8 @@ def _check_rank(array: Array, leading: tuple[str, ...], where: str) -> None:
         hint = " Integer features must be converted to floating numbers first."
     elif not integer and array.ndim == len(leading):
         hint = " Add a last axis for one feature per step (values[..., None]), or pass ids as ints."
+    if not integer:
+        hint += " Give has_time=False if a sample is one array, without time."
     kind = "integer ids" if integer else "floating features"
     raise InvalidInput(
         f"{where} has shape {array.shape}; expected {kind} of shape ({', '.join(axes)}"
@@ -141,9 +164,31 @@ def _check_rank(array: Array, leading: tuple[str, ...], where: str) -> None:
     )
 
 
+def _check_single(array: Array, where: str) -> None:
+    """Refuse arrays without time that are no floating numbers."""
+    if array.dtype.kind != "f":
+        raise InvalidInput(
+            f"{where} holds {array.dtype} and has_time=False; expected floating numbers. Convert "
+            "pixels to floating numbers first; ids are sequences, which have time."
+        )
+
+
 def _from_array(
-    array: Array, lengths: ArrayLike | Tensor | None
+    array: Array, lengths: ArrayLike | Tensor | None, *, single: bool
 ) -> tuple[Array, NDArray[np.int64]]:
+    if single:
+        _check_single(array, "inputs")
+        if array.ndim < 2 or not array.size:
+            raise InvalidInput(
+                f"inputs have shape {array.shape}; expected (sample, time) ids, (sample, time, "
+                "feature) numbers, or (sample, ...) arrays without time, and at least one sample."
+            )
+        if lengths is not None:
+            raise InvalidInput(
+                f"lengths belong to sequences; inputs of shape {array.shape} are one array per "
+                "sample. Leave lengths out, or give has_time=True."
+            )
+        return array, np.ones(len(array), dtype=np.int64)
     _check_rank(array, ("sample", "time"), "inputs")
     samples, time = array.shape[:2]
     if not array.size:
@@ -199,12 +244,14 @@ def _sequences(inputs: Any) -> tuple[list[Any], list[Any] | None]:
 def _item(item: Any, index: int) -> tuple[Any, Any]:
     """Return sequence and target of one item of a Dataset."""
     if isinstance(item, Mapping):
+        target = item.get("labels", item.get("label"))
+        if "pixel_values" in item and "input_ids" not in item:
+            return item["pixel_values"], target
         if "input_ids" not in item:
             raise InvalidInput(
                 f"item {index} of the Dataset has the keys {', '.join(map(str, item))}; expected "
-                "'input_ids'."
+                "'input_ids' or 'pixel_values'."
             )
-        target = item.get("labels", item.get("label"))
         ids = _array(item["input_ids"], f"'input_ids' of item {index}")
         if "attention_mask" in item:
             mask = _array(item["attention_mask"], f"'attention_mask' of item {index}")
@@ -226,9 +273,17 @@ def _item(item: Any, index: int) -> tuple[Any, Any]:
     return item, None
 
 
-def _from_sequences(sequences: Sequence[Any]) -> tuple[Array, NDArray[np.int64]]:
-    arrays = [_array(item, f"sample {index}") for index, item in enumerate(sequences)]
+def _from_samples(arrays: Sequence[Array], *, single: bool) -> tuple[Array, NDArray[np.int64]]:
     first = arrays[0]
+    if single:
+        for index, array in enumerate(arrays):
+            _check_single(array, f"sample {index}")
+            if array.shape != first.shape or not array.size:
+                raise InvalidInput(
+                    f"sample {index} has shape {array.shape}, sample 0 {first.shape}; expected "
+                    "arrays of one shape, with at least one number."
+                )
+        return np.stack(arrays), np.ones(len(arrays), dtype=np.int64)
     for index, array in enumerate(arrays):
         _check_rank(array, ("time",), f"sample {index}")
         if not array.size:
@@ -246,12 +301,14 @@ def _from_sequences(sequences: Sequence[Any]) -> tuple[Array, NDArray[np.int64]]
     return np.concatenate(arrays), counts
 
 
-def _input_spec(values: Array, vocabulary_size: int | None) -> InputSpec:
+def _input_spec(values: Array, vocabulary_size: int | None, *, single: bool) -> InputSpec:
     if values.dtype.kind != "i":
         if vocabulary_size is not None:
             raise InvalidInput(
                 "vocabulary_size belongs to integer ids; the inputs are floating features."
             )
+        if single:
+            return InputSpec("array", math.prod(values.shape[1:]), values.shape[1:])
         return InputSpec("features", int(values.shape[1]))
     if vocabulary_size is None:
         return InputSpec("ids", max(int(values.max()) + 1, 1))

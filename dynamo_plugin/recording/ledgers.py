@@ -135,7 +135,7 @@ class _WorkerLedger:
             task.id, spec, metadata=task.metadata, model_hash=model_hash, index=task.index
         )
         blocks = self.plan.blocks(task.id, spec, model_hash)
-        return blocks, {array.layout.path: self.plan.missing(array) for array in blocks.arrays}
+        return blocks, self.plan.missing_of(blocks)
 
     def commit(self, path: str, record: BlockRecord) -> None:
         self.records.append((path, record))

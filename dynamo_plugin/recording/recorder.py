@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from dynamo_plugin.errors import CaptureError, DynamoError, InvalidInput, NonFiniteStates
 from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.recording.batching import Batching
+from dynamo_plugin.recording.fitting import site_reducers
+from dynamo_plugin.recording.model_run import OUTPUT, ModelRun, Window
+from dynamo_plugin.recording.options import option_as_json
 from dynamo_plugin.recording.pump import Pump
-from dynamo_plugin.recording.reducing import Reductions
+from dynamo_plugin.recording.reducing import Reductions, SiteReducer, not_finite
 from dynamo_plugin.store import (
     ArrayBlocks,
     Assembler,
@@ -33,14 +37,23 @@ if TYPE_CHECKING:
         OutputSpec,
         SequenceBatch,
         SiteSpec,
-        Trajectory,
         TrajectorySpec,
     )
 
-__all__ = ["Inputs", "Ledger", "ModelSource", "ModelTask", "Recorder", "named_error"]
+__all__ = [
+    "Inputs",
+    "Ledger",
+    "ModelSource",
+    "ModelTask",
+    "Recorder",
+    "named_error",
+]
 
 ModelSource: TypeAlias = "nn.Module | Callable[[], Any]"
 """A model, or a factory that makes one when it is called without arguments."""
+
+_MAKING = threading.Lock()
+"""Factories draw from torch's one random stream, so that threads must call them in turn."""
 
 PROBE_SAMPLES = 4
 """Samples on which a model is described, the longest ones."""
@@ -149,7 +162,7 @@ class Recorder:
         try:
             if model is None:
                 model = self.made(task.source)
-            with _threads(self.threads), _on_device(model, self.device):
+            with self.ready(model):
                 return self._record(model, task, ledger, advance)
         except Exception as error:
             raise named_error(task.id, error) from error
@@ -158,7 +171,8 @@ class Recorder:
         """Return the model that a source is or makes."""
         if isinstance(source, nn.Module) or self.adapters.supports(source):
             return source
-        model = source()
+        with _MAKING:
+            model = source()
         if model is None or isinstance(model, type):
             raise InvalidInput(
                 f"expected a factory that returns a model; it returned {model!r}. Return an "
@@ -166,10 +180,19 @@ class Recorder:
             )
         return model
 
+    @contextmanager
+    def ready(self, model: Any) -> Iterator[None]:
+        """Have the model on its device and the threads of operations set; undone afterwards."""
+        with _threads(self.threads), _on_device(model, self.device):
+            yield
+
     def describe(self, adapter: Adapter, model: Any, task: ModelTask) -> TrajectorySpec:
         """Return what the adapter will record of a model, before any reduction."""
         longest = np.argsort(-self.inputs.lengths, kind="stable")[:PROBE_SAMPLES]
         spec = adapter.describe(model, self.inputs.batch(longest))
+        if entry := self.adapters.entry_of(model):
+            said = {name: option_as_json(value) for name, value in entry.options.items()}
+            spec = replace(spec, options={**spec.options, "registered": said})
         if task.output_group is not None:
             spec = replace(spec, output=replace(spec.output, group=task.output_group))
         return spec
@@ -181,8 +204,14 @@ class Recorder:
         spec = self.describe(adapter, model, task)
         stored = self.reductions.stored(spec)
         blocks, missing = ledger.begin(stored, adapter.fingerprint(model))
+        run = ModelRun(self, adapter, model, spec, stored)
+        reducers: dict[str, SiteReducer] = {}
+        if any(missing.values()):
+            reducers = site_reducers(
+                spec, stored, blocks, missing, fit=run.fitted, commit=ledger.commit
+            )
         batching = Batching.of(self.inputs.offsets, spec, self.batch_size)
-        window = _Window(self, adapter, model, spec, stored, batching)
+        window = Window(run, reducers, batching)
         assemblers = {
             name: Assembler(array, missing[array.layout.path])
             for name, array in _by_name(blocks).items()
@@ -201,7 +230,7 @@ class Recorder:
 
         needed = batching.needed(
             (array, declared[array.layout.path], missing[array.layout.path])
-            for array in blocks.arrays
+            for array in blocks.recorded
         )
         with Pump(write) as pump:
             for number, samples in enumerate(batching.windows):
@@ -228,77 +257,21 @@ class Recorder:
                 row += int(np.argmin(finite))
                 break
             row += len(piece)
-        step, sample = "", row
+        step: int | None = None
+        sample = row
         if declared.axis == "time":
             every = getattr(declared, "every", 1)
             ends = np.cumsum(strided_rows(self.inputs.lengths, every))
             sample = int(np.searchsorted(ends, row, side="right"))
             begin = int(ends[sample - 1]) if sample else 0
-            step = f", step {(row - begin) * every}"
+            step = (row - begin) * every
         where = array.where.rpartition(" of model ")[0]
-        return NonFiniteStates(
-            f"{where} is not finite at sample {self.inputs.sample_ids[sample]!r}{step}; expected "
-            "finite numbers. Leave this model out, or find out why it diverges on this input."
-        )
+        return NonFiniteStates(not_finite(where, self.place(sample, step)))
 
-
-@dataclass(frozen=True, slots=True)
-class _Window:
-    """Runs a model on some contiguous samples and puts what it did into sample order."""
-
-    recorder: Recorder
-    adapter: Adapter
-    model: Any
-    spec: TrajectorySpec
-    stored: TrajectorySpec
-    batching: Batching
-
-    def record(self, samples: range) -> Iterator[tuple[str, int, NDArray[Any]]]:
-        """Yield name, number of the first row, and rows of every array."""
-        inputs, batching = self.recorder.inputs, self.batching
-        buffers: dict[str, NDArray[Any]] = {}
-        for batch in batching.batches(samples, ragged=self._ragged):
-            chosen = batch + samples.start
-            trajectory = self.adapter.record(self.model, inputs.batch(chosen), self.spec)
-            for name, declared, values in self._reduced(trajectory, inputs.lengths[chosen]):
-                every = getattr(declared, "every", 1)
-                if len(batch) == len(samples) and batching.equal_lengths:
-                    rows = values.reshape(-1, *declared.shape)
-                    yield name, batching.first_row(samples.start, declared.axis, every), rows
-                    continue
-                if name not in buffers:
-                    count = batching.count_rows(samples, declared.axis, every)
-                    buffers[name] = np.empty((count, *declared.shape), declared.dtype)
-                source, target = batching.places(chosen, samples.start, declared.axis, every)
-                buffers[name][target] = values.reshape(-1, *declared.shape)[source]
-        stored: dict[str, SiteSpec | OutputSpec] = {site.name: site for site in self.stored.sites}
-        stored[OUTPUT] = self.stored.output
-        for name, rows in buffers.items():
-            declared = stored[name]
-            every = getattr(declared, "every", 1)
-            yield name, batching.first_row(samples.start, declared.axis, every), rows
-
-    @property
-    def _ragged(self) -> bool:
-        return bool(self.spec.options.get("ragged_batches", False))
-
-    def _reduced(
-        self, trajectory: Trajectory, lengths: NDArray[np.int64]
-    ) -> Iterator[tuple[str, SiteSpec | OutputSpec, NDArray[Any]]]:
-        """Yield what was recorded of each array, checked and as it is stored."""
-        for site, stored in zip(self.spec.sites, self.stored.sites, strict=True):
-            where = f"site {site.name!r}"
-            came = _checked(trajectory.states.get(site.name), site, where, lengths)
-            values = self.recorder.reductions.apply(site, stored, came)
-            yield site.name, stored, values.cpu().numpy()
-        output = self.spec.output
-        where = f"output {output.group!r}"
-        values = _checked(trajectory.outputs.get(output.group), output, where, lengths)
-        yield OUTPUT, output, values.cpu().numpy()
-
-
-OUTPUT = ""
-"""Stands for the output where arrays are named after their sites, which never have this name."""
+    def place(self, sample: int, step: int | None) -> str:
+        """Return what messages call a step of a sample."""
+        at = "" if step is None else f", step {step}"
+        return f"sample {self.inputs.sample_ids[sample]!r}{at}"
 
 
 def _by_name(blocks: ModelBlocks) -> dict[str, ArrayBlocks]:
@@ -343,21 +316,3 @@ def _on_device(model: Any, device: str | torch.device | None) -> Iterator[None]:
     finally:
         for home in homes:
             model.to(home)
-
-
-def _checked(
-    came: Any, declared: SiteSpec | OutputSpec, where: str, lengths: NDArray[np.int64]
-) -> Tensor:
-    """Return what an adapter recorded, which must be of the declared shape and dtype."""
-    leading = (len(lengths), int(lengths.max())) if declared.axis == "time" else (len(lengths),)
-    expected = (*leading, *declared.shape)
-    if isinstance(came, np.ndarray):
-        came = torch.from_numpy(came)
-    dtype = str(came.dtype).removeprefix("torch.") if isinstance(came, Tensor) else ""
-    if not isinstance(came, Tensor) or tuple(came.shape) != expected or dtype != declared.dtype:
-        got = f"{dtype} of {tuple(came.shape)}" if dtype else type(came).__name__
-        raise CaptureError(
-            f"{where}: the adapter described {declared.dtype} of {expected} and recorded {got}. "
-            "record must return what describe says."
-        )
-    return came

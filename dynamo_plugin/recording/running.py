@@ -179,10 +179,11 @@ class _Run:
                     )
                     running[future] = self.waiting.popleft()
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    task = running[future]
-                    self._take(task, future)
-                    del running[future]
+                broken = [future for future in done if _is_broken(future)]
+                for future in done.difference(broken):  # what was done counts in any case
+                    self._take(running.pop(future), future)
+                if broken:
+                    broken[0].result()
         except BaseException as error:
             for future in running:
                 future.cancel()
@@ -196,8 +197,6 @@ class _Run:
         ledger = self._ledgers[task.id]
         try:
             recorded = future.result()
-        except BrokenExecutor:
-            raise
         except DynamoError as error:
             self._failed(error)
         except Exception as error:
@@ -218,6 +217,10 @@ class _Run:
         """Return the first models that are not finished, for messages."""
         names = [repr(task.id) for task in self.waiting]
         return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")
+
+
+def _is_broken(future: Future[Recorded]) -> bool:
+    return not future.cancelled() and isinstance(future.exception(), BrokenExecutor)
 
 
 def leaves_process(executor: Executor | None) -> bool:

@@ -1,5 +1,6 @@
 """The population store: inputs, hidden states and outputs in Zarr, checked on every read."""
 
+from dynamo_plugin.store._array_reader import read_blocks
 from dynamo_plugin.store._assembler import Assembler
 from dynamo_plugin.store._blocks import ArrayBlocks, BlockRecord
 from dynamo_plugin.store._lease import Share
@@ -8,9 +9,16 @@ from dynamo_plugin.store._plan import ModelBlocks, Plan, strided_rows
 from dynamo_plugin.store._values import are_finite
 from dynamo_plugin.store.inputs import PopulationInputs
 from dynamo_plugin.store.model_writer import ModelWriter
+from dynamo_plugin.store.projections import (
+    Projection,
+    fitted_projection,
+    projected_shape,
+    random_projection,
+)
 from dynamo_plugin.store.reader import Population, open_population
 from dynamo_plugin.store.stored_inputs import StoredInputs
 from dynamo_plugin.store.verify import Problem, VerifyReport, verify_population
+from dynamo_plugin.store.weighing import Weight, weigh_inputs, weigh_model
 from dynamo_plugin.store.writer import ModelStatus, PopulationWriter
 
 __all__ = [
@@ -25,12 +33,20 @@ __all__ = [
     "PopulationInputs",
     "PopulationWriter",
     "Problem",
+    "Projection",
     "Share",
     "StoreLike",
     "StoredInputs",
     "VerifyReport",
+    "Weight",
     "are_finite",
+    "fitted_projection",
     "open_population",
+    "projected_shape",
+    "random_projection",
+    "read_blocks",
     "strided_rows",
     "verify_population",
+    "weigh_inputs",
+    "weigh_model",
 ]

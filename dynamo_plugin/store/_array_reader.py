@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from dynamo_plugin.store._location import Location
 
-__all__ = ["ArrayReader"]
+__all__ = ["ArrayReader", "read_blocks"]
 
 _LONG_RANGE_BYTES = 4096
 """From this size on, a range of rows is copied as one piece; shorter ones are gathered by index."""
@@ -248,3 +248,14 @@ class ArrayReader:
         return self.blocks.corrupt(
             record.block, f"it was committed with {record.size} bytes but {came}"
         )
+
+
+def read_blocks(array: ArrayBlocks) -> NDArray[Any]:
+    """Return all rows of an array whose blocks were committed.
+
+    Raises
+    ------
+    IncompleteCapture, CorruptBlock, UnsupportedFormat
+        It is not what was committed.
+    """
+    return ArrayReader(array.location, array.layout, array.where, array.identity).read()

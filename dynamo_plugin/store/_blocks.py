@@ -263,7 +263,8 @@ class ArrayBlocks:
         """Return the error that says what is wrong with a block, and how to mend it."""
         return CorruptBlock(
             f"Block {block} of {self.where} in {self.location} is damaged: {problem}. "
-            "Capture again with repair=True (--repair), which records just that anew."
+            "Repair the population (dynamo-plugin repair, or capture with repair=True), which "
+            "records just that again."
         )
 
 

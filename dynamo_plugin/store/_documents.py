@@ -38,7 +38,7 @@ __all__ = [
 STRING = "string"
 """Zarr name of the dtype of text arrays."""
 
-_REBUILD = "Capture again with repair=True (--repair)."
+_REBUILD = "Repair the population (dynamo-plugin repair, or capture with repair=True)."
 
 _MOST_LEVELS = 64
 """Of lists and objects inside each other in a document, so that none exhausts the stack."""

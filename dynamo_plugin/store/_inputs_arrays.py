@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from dynamo_plugin.store._location import Location
     from dynamo_plugin.types import RowAxis
 
-__all__ = ["InputsHeader", "input_reader", "read_header", "read_inputs", "write_inputs"]
+__all__ = [
+    "InputsHeader",
+    "input_blocks",
+    "input_reader",
+    "read_header",
+    "read_inputs",
+    "write_inputs",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +86,36 @@ class InputsHeader:
 
 def write_inputs(location: Location, inputs: PopulationInputs) -> None:
     """Write the group of the inputs and all its arrays."""
+    location.set("inputs/zarr.json", group_document(_to_json(_header(inputs, inputs.hash))))
+    arrays = {"values": inputs.values, "offsets": inputs.offsets}
+    if inputs.targets is not None:
+        arrays["targets"] = inputs.targets
+    for name, blocks in input_blocks(location, inputs, inputs.hash).items():
+        blocks.describe()
+        for block in range(blocks.count):
+            start, stop = blocks.bounds(block)
+            if blocks.layout.dtype == STRING:
+                encoded = encode_text(inputs.sample_ids[start:stop], blocks.chunk_rows)
+                record = blocks.write_bytes(block, [encoded], zero=False)
+            else:
+                record = blocks.write(block, [arrays[name][start:stop]])
+            blocks.commit(record)
+
+
+def input_blocks(
+    location: Location, inputs: PopulationInputs, inputs_hash: str = ""
+) -> dict[str, ArrayBlocks]:
+    """Return the blocks of every array of the inputs, by name, as they are laid out when new."""
+    blocks: dict[str, ArrayBlocks] = {}
+    for name, layout in _header(inputs, inputs_hash).layouts.items():
+        rows = text_chunk_rows(layout) if layout.dtype == STRING else chunk_rows(layout)
+        blocks[name] = ArrayBlocks(location, layout, rows, Identity(inputs_hash), _where(name))
+    return blocks
+
+
+def _header(inputs: PopulationInputs, inputs_hash: str) -> InputsHeader:
     targets = inputs.targets
-    header = InputsHeader(
+    return InputsHeader(
         spec=inputs.spec,
         samples=len(inputs),
         rows=len(inputs.values),
@@ -88,25 +123,8 @@ def write_inputs(location: Location, inputs: PopulationInputs) -> None:
         targets=None
         if targets is None or inputs.targets_axis is None
         else (inputs.targets_axis, targets.dtype.name, targets.shape[1:]),
-        hash=inputs.hash,
+        hash=inputs_hash,
     )
-    location.set("inputs/zarr.json", group_document(_to_json(header)))
-    arrays = {"values": inputs.values, "offsets": inputs.offsets}
-    if targets is not None:
-        arrays["targets"] = targets
-    for name, layout in header.layouts.items():
-        text = layout.dtype == STRING
-        rows = text_chunk_rows(layout) if text else chunk_rows(layout)
-        blocks = ArrayBlocks(location, layout, rows, Identity(header.hash), _where(name))
-        blocks.describe()
-        for block in range(blocks.count):
-            start, stop = blocks.bounds(block)
-            if text:
-                encoded = encode_text(inputs.sample_ids[start:stop], rows)
-                record = blocks.write_bytes(block, [encoded], zero=False)
-            else:
-                record = blocks.write(block, [arrays[name][start:stop]])
-            blocks.commit(record)
 
 
 def _to_json(header: InputsHeader) -> dict[str, Any]:

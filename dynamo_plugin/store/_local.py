@@ -260,6 +260,16 @@ class LocalLocation(Location):
         except OSError as error:
             raise StoreError(f"Cannot delete {folder} of {self}: {error}") from error
 
+    def sweep(self, folder: str, *, deep: bool = True) -> None:
+        """Remove leftovers; see `Location.sweep`."""
+        for place, folders, names in os.walk(f"{self._root}/{folder}"):
+            for name in names:
+                if name.endswith(LEFTOVER_SUFFIX):
+                    with contextlib.suppress(OSError):
+                        os.unlink(f"{place}/{name}")  # noqa: PTH108
+            if not deep:
+                folders.clear()
+
     def prune(self, folder: str) -> None:
         """Remove a folder if it is empty; see `Location.prune`."""
         self._folders.discard(f"{self._root}/{folder}")

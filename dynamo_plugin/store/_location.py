@@ -124,6 +124,13 @@ class Location(abc.ABC):
         """Remove a folder if it is empty, where the storage knows empty folders."""
         return
 
+    def sweep(self, folder: str, *, deep: bool = True) -> None:
+        """Remove what interrupted writes left in a folder, and in those below it if `deep`.
+
+        Nobody else may be writing there.
+        """
+        return
+
     @abc.abstractmethod
     def delete_key(self, key: str) -> None:
         """Remove one key; nothing happens if it is not there."""

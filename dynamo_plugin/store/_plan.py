@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,13 @@ from dynamo_plugin.store._blocks import ArrayBlocks, Identity
 from dynamo_plugin.store._documents import ArrayLayout, read_chunk_rows
 from dynamo_plugin.store._keys import path_key
 from dynamo_plugin.store._root import VERSION, ModelHeader, read_model
-from dynamo_plugin.store._specs import Sizes, model_path, output_layout, site_layouts
+from dynamo_plugin.store._specs import (
+    Sizes,
+    model_path,
+    output_layout,
+    reduction_layouts,
+    site_layouts,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,7 +28,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.store._location import Location
     from dynamo_plugin.types import JSON, TrajectorySpec
 
-__all__ = ["ModelBlocks", "Plan", "strided_rows"]
+__all__ = ["ModelBlocks", "Plan", "add_dependent", "reduction_name", "strided_rows"]
 
 
 def strided_rows(lengths: NDArray[np.int64], every: int) -> NDArray[np.int64]:
@@ -42,11 +48,23 @@ class ModelBlocks:
     """By site, in the order of the specification."""
     output: ArrayBlocks
     """Of the outputs."""
+    reductions: dict[str, dict[str, ArrayBlocks]] = field(default_factory=dict)
+    """By site and name, what its states were projected by, where that must be stored."""
 
     @property
     def arrays(self) -> tuple[ArrayBlocks, ...]:
-        """All arrays."""
+        """All arrays; those that others depend on come first."""
+        return (*self.projections, *self.recorded)
+
+    @property
+    def recorded(self) -> tuple[ArrayBlocks, ...]:
+        """States and outputs."""
         return (*self.sites.values(), self.output)
+
+    @property
+    def projections(self) -> tuple[ArrayBlocks, ...]:
+        """What states were projected by."""
+        return tuple(array for arrays in self.reductions.values() for array in arrays.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +92,12 @@ class Plan:
         if self.check_data:
             present = (block for block in range(array.count) if block not in missing)
             missing |= set(array.damaged(present))
+        return missing
+
+    def missing_of(self, blocks: ModelBlocks) -> dict[str, set[int]]:
+        """Return the blocks of a model that are to be recorded, by the path of their array."""
+        missing = {array.layout.path: self.missing(array) for array in blocks.arrays}
+        add_dependent(missing, blocks)
         return missing
 
     def begun(
@@ -125,26 +149,61 @@ class Plan:
         identity = replace(self.identity, model_hash=model_hash)
         sizes = Sizes(len(self.lengths), self.rows, VERSION)
         layouts = site_layouts(model_id, spec, sizes)
-        axes = {site.name: (site.axis, site.every) for site in spec.sites}
+        rows = {site.name: (site.axis, site.every) for site in spec.sites}
         sites = {
-            name: self._array(layout, *axes[name], f"site {name!r} of model {model_id!r}", identity)
+            name: self._array(layout, f"site {name!r} of model {model_id!r}", identity, rows[name])
             for name, layout in layouts.items()
         }
         output = output_layout(model_id, spec, sizes)
         where = f"output {spec.output.group!r} of model {model_id!r}"
-        return ModelBlocks(sites, self._array(output, spec.output.axis, 1, where, identity))
+        reductions = {
+            site: {
+                name: self._array(layout, reduction_name(name, site, model_id), identity)
+                for name, layout in arrays.items()
+            }
+            for site, arrays in reduction_layouts(model_id, spec, sizes).items()
+        }
+        return ModelBlocks(
+            sites, self._array(output, where, identity, (spec.output.axis, 1)), reductions
+        )
 
     def _array(
-        self, layout: ArrayLayout, axis: str, every: int, where: str, identity: Identity
+        self,
+        layout: ArrayLayout,
+        where: str,
+        identity: Identity,
+        rows_of: tuple[str, int] | None = None,
     ) -> ArrayBlocks:
+        """Return the blocks of an array; `rows_of` is axis and stride of its rows, if samples."""
         try:
             rows = read_chunk_rows(self.location, layout, where)
         except StoreError:
-            counts = strided_rows(self.lengths, every) if axis == "time" else self.lengths * 0 + 1
-            equal = bool((counts == counts[0]).all())
-            rows = chunk_rows(
-                layout,
-                sample_rows=int(counts[0]) if equal else None,
-                batch_size=self.batch_size,
-            )
+            sample_rows = None
+            if rows_of is not None:
+                axis, every = rows_of
+                steps = self.lengths if axis == "time" else np.ones_like(self.lengths)
+                counts = strided_rows(steps, every)
+                sample_rows = int(counts[0]) if bool((counts == counts[0]).all()) else None
+            rows = chunk_rows(layout, sample_rows=sample_rows, batch_size=self.batch_size)
         return ArrayBlocks(self.location, layout, rows, identity, where)
+
+
+def add_dependent(missing: dict[str, set[int]], blocks: ModelBlocks) -> None:
+    """Count states as missing where what they were projected by is.
+
+    What is fitted anew need not be the same to the last bit, so that the projection is missing as
+    a whole, too.
+    """
+    for site, arrays in blocks.reductions.items():
+        if any(missing[array.layout.path] for array in arrays.values()):
+            for array in (*arrays.values(), blocks.sites[site]):
+                missing[array.layout.path] = set(range(array.count))
+
+
+def reduction_name(name: str, site: str, model_id: str) -> str:
+    """Return what messages call an array of a reduction.
+
+    >>> reduction_name("mean", "rnn", "gru-3")
+    "array 'mean' of the reduction of site 'rnn' of model 'gru-3'"
+    """
+    return f"array {name!r} of the reduction of site {site!r} of model {model_id!r}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store._documents import ArrayLayout, plain_json
 from dynamo_plugin.store._keys import path_key
+from dynamo_plugin.store.projections import check_reduction, projected_shape
 from dynamo_plugin.types import OutputSpec, RowAxis, SiteSpec, TrajectorySpec
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ __all__ = [
     "check_spec",
     "model_path",
     "output_layout",
+    "reduction_layouts",
     "row_dimension",
     "site_layouts",
     "spec_from_json",
@@ -170,8 +172,7 @@ def check_spec(spec: TrajectorySpec) -> None:
                 f"Expected every = 1, or more on the axis 'time', of site {site.name!r}, got "
                 f"{site.every!r} on the axis {site.axis!r}."
             )
-        if not isinstance(site.reduction, Mapping | None):
-            raise InvalidInput(f"Expected a mapping as reduction, got {site.reduction!r}.")
+        check_reduction(site)
         if not isinstance(site.source_dtype, str | None):
             raise InvalidInput(f"Expected text as source dtype, got {site.source_dtype!r}.")
 
@@ -195,6 +196,39 @@ def site_layouts(model_id: str, spec: TrajectorySpec, sizes: Sizes) -> dict[str,
         )
         for site in spec.sites
     }
+
+
+def reduction_layouts(
+    model_id: str, spec: TrajectorySpec, sizes: Sizes
+) -> dict[str, dict[str, ArrayLayout]]:
+    """Return, per site that was projected onto principal components, the arrays that hold them.
+
+    `mean` (width,), `components` (component, width), and `variances` (component + 1,): along each
+    component, and last what lies outside all of them.
+    """
+    layouts: dict[str, dict[str, ArrayLayout]] = {}
+    for site in spec.sites:
+        if site.reduction is None or site.reduction.get("projection") != "pca":
+            continue
+        folder = f"{model_path(model_id)}/reductions/{path_key(site.name)}"
+        (components,), width = site.shape, math.prod(projected_shape(site))
+        arrays: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {
+            "mean": ((width,), ("unit",)),
+            "components": ((components, width), ("component", "unit")),
+            "variances": ((components + 1,), ("part",)),
+        }
+        layouts[site.name] = {
+            name: ArrayLayout(
+                f"{folder}/{name}",
+                shape,
+                "float64",
+                dimensions,
+                {"site": site.name},
+                version=sizes.version,
+            )
+            for name, (shape, dimensions) in arrays.items()
+        }
+    return layouts
 
 
 def output_layout(model_id: str, spec: TrajectorySpec, sizes: Sizes) -> ArrayLayout:

@@ -10,6 +10,7 @@ import numpy as np
 from dynamo_plugin.errors import IncompleteCapture, InvalidInput, StoreError, UnknownName, suggest
 from dynamo_plugin.store._assembler import Assembler
 from dynamo_plugin.store._documents import check_group, group_document, read_chunk_rows
+from dynamo_plugin.store._keys import path_key
 from dynamo_plugin.store._root import ModelHeader, write_model
 from dynamo_plugin.store._specs import model_path
 
@@ -59,7 +60,7 @@ class ModelWriter:
         incomplete = replace(self._header, complete=False)
         if found is None or (found.complete and any(self.missing.values())):
             write_model(self._location, incomplete)
-        for folder in ("states", "outputs"):
+        for folder in ("states", "outputs", *reduction_folders(self.blocks)):
             try:
                 check_group(self._location, f"{path}/{folder}")
             except StoreError:
@@ -69,6 +70,19 @@ class ModelWriter:
                 read_chunk_rows(self._location, array.layout, array.where)
             except StoreError:
                 array.describe()
+        self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Take back the states of sites for which what they were projected by is lost.
+
+        They would otherwise count again as soon as another projection is committed.
+        """
+        for site, arrays in self.blocks.reductions.items():
+            if not any(self.missing[array.layout.path] for array in arrays.values()):
+                continue
+            for array in (self.blocks.sites[site], *arrays.values()):
+                for name in self._location.children(f"{array.layout.path}/commits"):
+                    self._location.delete_key(f"{array.layout.path}/commits/{name}")
 
     def commit(self, path: str, record: BlockRecord) -> None:
         """Make a block count whose data were written.
@@ -124,6 +138,38 @@ class ModelWriter:
         """Append rows of the output, (rows, *row shape), of the declared dtype; see above."""
         self._append(self.blocks.output, rows)
 
+    def append_projection(
+        self, site: str, mean: ArrayLike, components: ArrayLike, variances: ArrayLike
+    ) -> None:
+        """Write what the states of a site were projected by, before its states.
+
+        Parameters
+        ----------
+        site
+            One whose reduction says `projection: pca`.
+        mean
+            (width,) float64.
+        components
+            (component, width) float64, orthonormal rows.
+        variances
+            (component + 1,) float64: along each component, and outside all of them.
+
+        Raises
+        ------
+        UnknownName
+            The spec has no such site, or no projection of it is stored.
+        InvalidInput, StoreError
+            As `append_states`.
+        """
+        if site not in self.blocks.reductions:
+            raise UnknownName(
+                f"No projection is stored for a site {site!r} of model {self._header.id!r}. "
+                f"{suggest(site, self.blocks.reductions)}"
+            )
+        values = {"mean": mean, "components": components, "variances": variances}
+        for name, array in self.blocks.reductions[site].items():
+            self._append(array, values[name])
+
     def _append(self, array: ArrayBlocks, rows: ArrayLike) -> None:
         path = array.layout.path
         if path not in self._appenders:
@@ -166,7 +212,15 @@ class ModelWriter:
                     "before finish()."
                 )
         self._lease.check()
+        self._location.sweep(model_path(self._header.id))
         write_model(self._location, replace(self._header, complete=True))
+
+
+def reduction_folders(blocks: ModelBlocks) -> list[str]:
+    """Return the groups below a model's that hold what its states were projected by."""
+    if not blocks.reductions:
+        return []
+    return ["reductions", *(f"reductions/{path_key(site)}" for site in blocks.reductions)]
 
 
 def _is_zero(array: ArrayBlocks) -> bool:

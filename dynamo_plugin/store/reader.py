@@ -21,11 +21,12 @@ from dynamo_plugin.store._block_cache import BlockCache
 from dynamo_plugin.store._blocks import Identity
 from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_header, read_inputs
 from dynamo_plugin.store._location import Location, StoreLike, locate
-from dynamo_plugin.store._plan import strided_rows
+from dynamo_plugin.store._plan import reduction_name, strided_rows
 from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
-from dynamo_plugin.store._specs import Sizes, output_layout, site_layouts
+from dynamo_plugin.store._specs import Sizes, output_layout, reduction_layouts, site_layouts
 from dynamo_plugin.store.inputs import PopulationInputs, sample_indices
-from dynamo_plugin.types import OutputSpec, PopulationSpec, TrajectorySpec
+from dynamo_plugin.store.projections import Projection, fitted_projection, random_projection
+from dynamo_plugin.types import OutputSpec, PopulationSpec, SiteSpec, TrajectorySpec
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -318,19 +319,50 @@ class Population:
             A block is missing or damaged.
         """
         header = self._model(model_id)
-        layouts = self._site_layouts(header)
-        if site is None:
-            if len(layouts) > 1:
-                raise InvalidInput(
-                    f"Expected the name of one of the sites of model {model_id!r}: "
-                    f"{', '.join(layouts)}."
-                )
-            (site,) = layouts
-        if site not in layouts:
-            raise UnknownName(f"Model {model_id!r} has no site {site!r}. {suggest(site, layouts)}")
-        spec = next(each for each in header.spec.sites if each.name == site)
-        reader = self._reader(header, layouts[site], f"site {site!r} of model {model_id!r}")
-        return self._read(reader, samples, spec.axis, every=spec.every)
+        chosen = self._site(header, site)
+        layout = self._site_layouts(header)[chosen.name]
+        reader = self._reader(header, layout, f"site {chosen.name!r} of model {model_id!r}")
+        return self._read(reader, samples, chosen.axis, every=chosen.every)
+
+    def projection(self, model_id: str, site: str | None = None) -> Projection:
+        """Return what the states of a site were projected by, so that they can be mapped back.
+
+        Parameters
+        ----------
+        model_id, site
+            As in `states`.
+
+        Returns
+        -------
+        Projection
+            A new one with each call; `restore` maps stored rows back.
+
+        Raises
+        ------
+        UnknownName
+            There is no such model or site.
+        InvalidInput
+            The states of this site were not projected, or no site was named and the model has
+            several.
+        IncompleteCapture, CorruptBlock
+            A block is missing or damaged.
+        """
+        header = self._model(model_id)
+        chosen = self._site(header, site)
+        kind = None if chosen.reduction is None else chosen.reduction.get("projection")
+        if kind is None:
+            raise InvalidInput(
+                f"The states of site {chosen.name!r} of model {model_id!r} were stored without a "
+                "projection. Capture with reduce={...: Reduction(project=...)} for one."
+            )
+        if kind == "random":
+            return random_projection(chosen)
+        layouts = reduction_layouts(model_id, header.spec, self._sizes)[chosen.name]
+        parts = {
+            name: self._reader(header, layout, reduction_name(name, chosen.name, model_id)).read()
+            for name, layout in layouts.items()
+        }
+        return fitted_projection(chosen, parts)
 
     def outputs(self, model_id: str, *, samples: ArrayLike | None = None) -> NDArray[Any]:
         """Return outputs of a model.
@@ -368,6 +400,20 @@ class Population:
                 f"{self.location} holds no model {model_id!r}. {suggest(model_id, self._models)}"
             )
         return self._models[model_id]
+
+    def _site(self, header: ModelHeader, name: str | None) -> SiteSpec:
+        """Return the site of this name, or the only one."""
+        sites = {site.name: site for site in header.spec.sites}
+        if name is None:
+            if len(sites) > 1:
+                raise InvalidInput(
+                    f"Expected the name of one of the sites of model {header.id!r}: "
+                    f"{', '.join(sites)}."
+                )
+            (name,) = sites
+        if name not in sites:
+            raise UnknownName(f"Model {header.id!r} has no site {name!r}. {suggest(name, sites)}")
+        return sites[name]
 
     def _site_layouts(self, header: ModelHeader) -> dict[str, ArrayLayout]:
         return site_layouts(header.id, header.spec, self._sizes)

@@ -24,10 +24,17 @@ from dynamo_plugin.store._array_reader import ArrayReader
 from dynamo_plugin.store._blocks import Identity
 from dynamo_plugin.store._documents import check_group
 from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_header, read_inputs
+from dynamo_plugin.store._keys import path_key
 from dynamo_plugin.store._location import Location, StoreLike, locate
-from dynamo_plugin.store._plan import strided_rows
+from dynamo_plugin.store._plan import reduction_name, strided_rows
 from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
-from dynamo_plugin.store._specs import Sizes, model_path, output_layout, site_layouts
+from dynamo_plugin.store._specs import (
+    Sizes,
+    model_path,
+    output_layout,
+    reduction_layouts,
+    site_layouts,
+)
 from dynamo_plugin.store._strays import block_number, strays
 
 if TYPE_CHECKING:
@@ -228,10 +235,14 @@ class _Verifier:
                 ),
                 model=model.id,
             )
-        for folder in ("states", "outputs") if model.complete else ():
+        sizes = Sizes(header.samples, partial(self._count_rows, header), root.version)
+        reductions = reduction_layouts(model.id, model.spec, sizes)
+        folders = ["states", "outputs"]
+        if reductions:
+            folders += ["reductions", *(f"reductions/{path_key(site)}" for site in reductions)]
+        for folder in folders if model.complete else ():
             path = f"{model_path(model.id)}/{folder}"
             self.attempt(partial(check_group, self.location, path), model=model.id)
-        sizes = Sizes(header.samples, partial(self._count_rows, header), root.version)
         identity = Identity(root.inputs_hash, model.model_hash, root.config_hash)
         layouts = {
             f"site {site!r} of model {model.id!r}": layout
@@ -239,6 +250,8 @@ class _Verifier:
         }
         output = output_layout(model.id, model.spec, sizes)
         layouts[f"the output of model {model.id!r}"] = output
+        for site, parts in reductions.items():
+            layouts |= {reduction_name(name, site, model.id): parts[name] for name in parts}
         for where, layout in layouts.items():
             try:
                 if not model.complete and self.location.get(f"{layout.path}/zarr.json") is None:
@@ -268,7 +281,7 @@ class _Verifier:
         for key in strays(reader.blocks):
             message = (
                 f"Expected blocks 0 to {blocks - 1}, found {key}, which belongs to none of them. "
-                "It is never read; delete it, or capture with repair=True (--repair)."
+                "It is never read; delete it, or have dynamo-plugin repair do so."
             )
             self.problems.append(Problem(name, path, None, "unexpected", message))
 

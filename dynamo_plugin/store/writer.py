@@ -26,7 +26,7 @@ from dynamo_plugin.store._inputs_arrays import (
 )
 from dynamo_plugin.store._lease import FOLDER, Lease, Share
 from dynamo_plugin.store._location import LEFTOVER_SUFFIX, Location, StoreLike, locate
-from dynamo_plugin.store._plan import Plan
+from dynamo_plugin.store._plan import Plan, add_dependent
 from dynamo_plugin.store._root import (
     VERSION,
     ModelHeader,
@@ -323,9 +323,10 @@ class PopulationWriter:
         found = self.plan.begun(model_id, spec, metadata=plain, model_hash=model_hash, index=index)
         blocks = self.plan.blocks(model_id, spec, model_hash)
         plan = self.plan if rewritten is None else replace(self.plan, check_data=False)
-        missing = {array.layout.path: plan.missing(array) for array in blocks.arrays}
+        missing = plan.missing_of(blocks)
         for array_path, block in rewritten or ():
             missing[array_path].add(block)
+        add_dependent(missing, blocks)
         self._lease.check()
         if self.plan.check_data:
             for array in blocks.arrays:
@@ -483,6 +484,9 @@ def _check_same(location: Location, root: Root, given: Root, inputs: PopulationI
 
 def _complete_inputs(location: Location, root: Root, given: Root, inputs: PopulationInputs) -> None:
     """Write what an interrupted capture left out of what all models share."""
+    location.sweep("", deep=False)
+    location.sweep("models", deep=False)
+    location.sweep("inputs")
     try:
         read_inputs(location, read_header(location, root.inputs_hash))
     except StoreError:

@@ -25,7 +25,7 @@ class Evaluation:
     """Agreement of every base model with its emulation."""
 
     hidden_r2: Tensor
-    """(model,) float64: 1 - sum |h - V(h~)|^2 / sum |h - mean h|^2 over steps and units."""
+    """(model,) float64: 1 - sum |h - V(h~)|^2 / sum |h - mean h|^2 over stored steps and units."""
     output_agreement: Tensor
     """(model,) float64. Logits: share of outputs where base model and emulation decide alike.
     Real outputs: the coefficient of determination of the emulated outputs."""
@@ -100,7 +100,7 @@ def evaluate(
                 models,
                 state_maps.normalise(batch.states, here),
                 mapped,
-                steps[None, ..., None] & units,
+                (steps[None] if batch.stored is None else batch.stored)[..., None] & units,
             )
             for group, (positions, target) in batch.outputs.items():
                 emulated = trajectory.outputs[group][positions]

@@ -87,11 +87,12 @@ class Objective(nn.Module):
         )
         time = torch.arange(batch.states.shape[2], device=batch.states.device)
         real_steps = (time < batch.lengths[:, None])[None, :, :, None]
+        stored_steps = real_steps if batch.stored is None else batch.stored[..., None]
         mapped = self.state_maps(trajectory.states["hidden"], models)
         hidden = self.hidden_loss(
             mapped,
             self.state_maps.normalise(batch.states, models),
-            real_steps & self.state_maps.real_units[models][:, None, None, :],
+            stored_steps & self.state_maps.real_units[models][:, None, None, :],
         ).mean(1)
         output = torch.zeros_like(hidden)
         for group, (positions, target) in batch.outputs.items():

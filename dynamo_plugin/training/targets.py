@@ -32,11 +32,15 @@ class TargetBatch:
     lengths: Tensor
     """(sample,) int64."""
     states: Tensor
-    """(model, sample, time, max units) as recorded, zero where there is no such unit or step."""
+    """(model, sample, time, max units) as recorded, zero where there is no such unit or step, or
+    where only every k-th step was stored and this is another."""
     outputs: dict[str, tuple[Tensor, Tensor]]
     """Output group to (positions, values): which rows of the batch's models belong to the group,
     (member,) int64, and their outputs, (member, sample, time, size), one time step for outputs
     of whole sequences."""
+    stored: Tensor | None = None
+    """(model, sample, time) boolean: at which real steps a state was stored; None where that is
+    so at every one."""
 
 
 class Targets:
@@ -56,7 +60,8 @@ class Targets:
     Raises
     ------
     InvalidInput
-        If a site has one row per sample instead of one per time step.
+        If a site has one row per sample instead of one per time step, or sites of one model were
+        stored at different steps.
     UnknownName
         If a model lacks one of the sites.
     """
@@ -81,6 +86,8 @@ class Targets:
             )
             for model in self.ids
         )
+        self.every = torch.tensor([self._stride(model) for model in self.ids])
+        """(model,) int64: states of steps 0, every, 2 every, ... of each sample were stored."""
         self.groups: dict[str, list[int]] = {}
         for index, model in enumerate(self.ids):
             self.groups.setdefault(population.output_group(model), []).append(index)
@@ -108,16 +115,20 @@ class Targets:
         rows = self._offsets[samples][:, None] + time
         real = time < lengths[:, None]
         rows = rows.where(real, 0)
+        stored_steps = None
+        if bool((self.every[models] > 1).any()):
+            stored_steps = real & (time % self.every[models][:, None, None] == 0)
         if self._states is not None:
             whole = len(models) == len(self._states) and bool((models.diff() == 1).all())
             chosen = self._states if whole else self._states[models]
             states = chosen[:, rows.flatten()].unflatten(1, rows.shape)
-            states = states * real[None, ..., None]
+            states = states * real[None, ..., None]  # at steps that were not stored, zero already
         else:
             states = torch.zeros(len(models), *rows.shape, max(self.units))
             for position, model in enumerate(models.tolist()):
                 flat = torch.from_numpy(self._read_states(model, samples.numpy()))
-                states[position, :, :, : self.units[model]][real] = flat
+                kept = real if stored_steps is None else stored_steps[position]
+                states[position, :, :, : self.units[model]][kept] = flat
         outputs = {}
         for group, members in self.groups.items():
             positions, values = [], []
@@ -139,16 +150,17 @@ class Targets:
             lengths.to(self.device),
             states.to(self.device),
             outputs,
+            None if stored_steps is None else stored_steps.to(self.device),
         )
 
     def state_statistics(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and pooled standard deviation of every model's states on some samples.
+        """Mean and pooled standard deviation of every model's stored states on some samples.
 
         Returns
         -------
         tuple of Tensor
             (model, max units) mean of each unit, and (model,) root of the variance averaged over
-            units.
+            units, both over the steps that were stored.
 
         Raises
         ------
@@ -206,9 +218,29 @@ class Targets:
 
     def _load_states(self) -> Tensor:
         states = torch.zeros(len(self.units), int(self._offsets[-1]), max(self.units))
-        for model, units in enumerate(self.units):
-            states[model, :, :units] = torch.from_numpy(self._read_states(model, None))
+        for model, (units, every) in enumerate(zip(self.units, self.every.tolist(), strict=True)):
+            kept = slice(None) if every == 1 else self._stored_rows(every)
+            states[model, kept, :units] = torch.from_numpy(self._read_states(model, None))
         return states
+
+    def _stored_rows(self, every: int) -> Tensor:
+        """Return (row,): whether a row is of one of the steps 0, every, 2 every, ..."""
+        begins = self._offsets[:-1].repeat_interleave(self._offsets.diff())
+        return (torch.arange(len(begins)) - begins) % every == 0
+
+    def _stride(self, model: str) -> int:
+        """Return at every how many steps the states of a model were stored."""
+        sites = [
+            site for site in self.population.spec(model).sites if site.name in self.sites[model]
+        ]
+        strides = {site.every for site in sites}
+        if len(strides) > 1:
+            found = ", ".join(f"{site.name!r} every {site.every}" for site in sites)
+            raise InvalidInput(
+                f"Sites of model {model!r} were stored at different steps ({found}), so that they "
+                "cannot be joined into one state. Choose some of one kind with sites=[...]."
+            )
+        return max(strides, default=1)
 
     def _load_outputs(self, model: int) -> Tensor:
         values = self.population.outputs(self.ids[model])

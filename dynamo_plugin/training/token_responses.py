@@ -34,9 +34,10 @@ def embed_token_responses(
     """Return the principal components of the mean state change that follows each token.
 
     The response of a model to a token is the mean of h_t - h_(t-1), with h_(-1) = 0, over the
-    training steps at which the token is read, in units of the model's state scale. The responses
-    of all models, side by side, are centred and reduced to their leading components, tokens
-    weighted by their counts.
+    training steps at which the token is read, in units of the model's state scale. Where only
+    every k-th state was stored, a change between two of them is shared equally by the tokens read
+    since the first. The responses of all models, side by side, are centred and reduced to their
+    leading components, tokens weighted by their counts.
 
     Parameters
     ----------
@@ -67,22 +68,25 @@ def embed_token_responses(
         if total > dims
         else torch.eye(total).split(widths)
     )
-    counts = torch.zeros(vocabulary)
-    sums = torch.zeros(vocabulary, dims)
+    strides = targets.every.unique()
+    counts = torch.zeros(len(strides), vocabulary)
+    sums = torch.zeros(len(strides), vocabulary, dims)
     for chunk in samples.split(SAMPLES_PER_READ):
         for part in torch.arange(len(widths)).split(MODELS_PER_READ):
             batch = targets.batch(part, chunk)
-            steps = torch.arange(batch.states.shape[2], device=batch.states.device)
-            real = (steps < batch.lengths[:, None]).cpu()
-            tokens = batch.inputs.cpu()[real]
-            if part[0] == 0:
-                counts.index_add_(0, tokens, torch.ones(len(tokens)))
-            before = torch.nn.functional.pad(batch.states[:, :, :-1], (0, 0, 1, 0))
-            changes = (batch.states - before).cpu()
-            for model, change in zip(part.tolist(), changes, strict=True):
-                scaled = change[real][:, : widths[model]] / scale[model]
-                sums.index_add_(0, tokens, scaled @ projections[model])
-    responses = sums / counts.clamp(min=1)[:, None]
+            lengths, inputs, states = batch.lengths.cpu(), batch.inputs.cpu(), batch.states.cpu()
+            for kind, every in enumerate(strides.tolist()):
+                followed = _followed(lengths, every)
+                tokens = inputs[followed]
+                if part[0] == 0:
+                    counts[kind].index_add_(0, tokens, torch.ones(len(tokens)))
+                for place in (targets.every[part] == every).nonzero()[:, 0].tolist():
+                    model = int(part[place])
+                    change = _changes(states[place], every)[followed]
+                    scaled = change[:, : widths[model]] / scale[model]
+                    sums[kind].index_add_(0, tokens, scaled @ projections[model])
+    responses = (sums / counts.clamp(min=1)[..., None]).sum(0)
+    counts = counts.sum(0)
     weights = counts / counts.sum()
     centred = (responses - weights @ responses) * (counts > 0)[:, None]
     covariance = (centred * weights[:, None]).T.double() @ centred.double()
@@ -91,3 +95,31 @@ def embed_token_responses(
     embedded[:, : axes.shape[1]] = centred @ axes
     size = (weights @ embedded.square()).mean().sqrt()
     return embedded * (RMS / size) if size > 0 else embedded
+
+
+def _followed(lengths: Tensor, every: int) -> Tensor:
+    """Return (sample, time): the real steps at or after which a state was stored."""
+    return _next_stored(int(lengths.max()), every) < lengths[:, None]
+
+
+def _changes(states: Tensor, every: int) -> Tensor:
+    """Return (sample, time, unit): the change of state that is put down to each step.
+
+    A change between two stored states is shared equally by the steps since the first of them.
+
+    >>> _changes(torch.tensor([[[1.0], [0.0], [5.0], [0.0]]]), 2).flatten()
+    tensor([1., 2., 2., 0.])
+    """
+    if every == 1:
+        return states - torch.nn.functional.pad(states[:, :-1], (0, 0, 1, 0))
+    stored = states[:, ::every]
+    changes = stored - torch.nn.functional.pad(stored[:, :-1], (0, 0, 1, 0))
+    changes[:, 1:] /= every
+    after = _next_stored(states.shape[1], every) // every
+    shared = changes[:, after.clamp(max=stored.shape[1] - 1)]
+    return shared * (after < stored.shape[1])[:, None]
+
+
+def _next_stored(time: int, every: int) -> Tensor:
+    """Return (time,): the first step, from each on, at which a state is stored if it is real."""
+    return -(-torch.arange(time) // every) * every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,16 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import CaptureError, DynamoError
 from dynamo_plugin.types import SequenceBatch
 
-__all__ = ["LENGTHS_NAMES", "Call", "Forward", "lengths_parameter"]
+__all__ = ["LENGTHS_NAMES", "Call", "Caller", "Forward", "lengths_parameter", "moved"]
+
+Caller = Callable[[nn.Module, SequenceBatch], Any]
+"""Runs a model on a batch; `Call`, or an adapter's own."""
 
 Forward = Callable[[Any, Tensor, Tensor], Any]
 """Calls a model: takes the model, the values and the lengths; returns what the model returns."""
 
+# Dtypes of inputs; weights may be stored in others, such as float8.
+_COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 LENGTHS_NAMES = (
     "lengths",
     "length",
@@ -54,18 +60,19 @@ class Call:
     def __call__(self, model: nn.Module, batch: SequenceBatch) -> Any:
         """Run the model on a batch.
 
-        Ids go to the device of the model; numbers also to the dtype of its parameters. Lengths
-        stay on the CPU, where `pack_padded_sequence` wants them.
+        Ids go to the device of the model, the first that holds numbers where it has several;
+        numbers also to the dtype of its parameters. Lengths stay on the CPU, where
+        `pack_padded_sequence` wants them; inputs without time have none.
 
         Raises
         ------
         CaptureError
             The model raised; says how it was called.
         """
-        values = _moved(batch.values, model)
+        values = moved(batch.values, model)
         if self.time_first:
             values = values.transpose(0, 1).contiguous()
-        name = lengths_parameter(model)
+        name = lengths_parameter(model) if batch.has_time else None
         keywords = dict(self.keywords) if name is None else {**self.keywords, name: batch.lengths}
         try:
             if self.forward is not None:
@@ -92,10 +99,15 @@ class Call:
             ) from error
 
 
-def _moved(values: Tensor, model: nn.Module) -> Tensor:
-    parameter = next(model.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
+def moved(values: Tensor, model: nn.Module) -> Tensor:
+    """Return the values where, and in the dtype in which, a model takes them.
+
+    >>> moved(torch.zeros(2, dtype=torch.float64), nn.Linear(2, 3)).dtype
+    torch.float32
+    """
+    held = itertools.chain(model.parameters(), model.buffers())
+    place = next((tensor.device for tensor in held if not tensor.is_meta), torch.device("cpu"))
     if not values.is_floating_point():
-        return values.to(device)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), values.dtype)
-    return values.to(device=device, dtype=dtype)
+        return values.to(place)
+    dtype = next((p.dtype for p in model.parameters() if p.dtype in _COMPUTED), values.dtype)
+    return values.to(device=place, dtype=dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["Firing", "evaluation_mode", "firings"]
+__all__ = ["Firing", "evaluation_mode", "firings", "random_state_kept"]
 
 
 @dataclass(slots=True)
@@ -73,3 +75,19 @@ def firings(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def random_state_kept(model: nn.Module) -> Iterator[None]:
+    """Put the random generators of the CPU and of the model's CUDA devices back afterwards.
+
+    Threads share them: in any but the main thread they are left alone, since putting them back
+    would take away what others have drawn meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = itertools.chain(model.parameters(), model.buffers())
+    devices = sorted({tensor.device.index for tensor in held if tensor.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices):
+        yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import CaptureError, UnknownName, suggest
 
 from ._evaluation import Firing
+from ._patterns import matches
 
 __all__ = ["chosen_hooks", "hook_points", "patterns", "residual_stream", "watched"]
 
@@ -79,7 +79,7 @@ def chosen_hooks(points: Mapping[str, Any], layers: Sequence[str]) -> list[str]:
         A pattern matches nothing.
     """
     for pattern in layers:
-        if not any(fnmatchcase(name, pattern) for name in points):
+        if not any(matches(name, pattern) for name in points):
             raise UnknownName(
                 f"layers: {pattern!r} matches no hook. {suggest(pattern, patterns(points))}"
                 if any(character in pattern for character in "*?[")
@@ -89,7 +89,7 @@ def chosen_hooks(points: Mapping[str, Any], layers: Sequence[str]) -> list[str]:
     taken = {id(points[name]) for name in chosen}
     names: dict[int, str] = {}
     for name, point in points.items():
-        if id(point) in taken or not any(fnmatchcase(name, pattern) for pattern in layers):
+        if id(point) in taken or not any(matches(name, pattern) for pattern in layers):
             continue
         if id(point) not in names or name != getattr(point, "name", name):
             names[id(point)] = name

@@ -112,7 +112,7 @@ def axis_roles(
                 raise CaptureError(
                     f"{what} has {came}: an axis of {pair[0]} may be the time steps or the "
                     "units, and the model cannot be run on another number of steps to find out. "
-                    "Return (sample, unit) or (sample, time, unit) of another size from forward=."
+                    f"{mend}"
                 )
             roles.append("time")
         elif pair[0] == pair[1]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,8 +16,10 @@ from ._calling import Call
 from ._evaluation import Firing, firings
 from ._probes import AxisRole, arranged, full_probe, ragged_probe
 from ._recurrent_calls import checked_call, read_call
-from ._recurrent_layers import hidden_states, layer_names
-from ._tensors import close, copied, padded, select_output, storable
+from ._recurrent_cells import StepRecorder, cell_names
+from ._recurrent_layers import has_cell_state, layer_names, layer_states
+from ._recurrent_modules import runs_sequences
+from ._tensors import close, copied, padded, select_output, stored_state
 
 __all__ = ["Reading", "Run", "check_repeatable", "mixes_lengths", "second_run"]
 
@@ -27,7 +29,9 @@ class Run:
     """What one forward pass gave."""
 
     states: dict[str, Tensor]
-    """Site name to (sample, time, units), in order of computation."""
+    """Site name to (sample, time, units...), in order of computation, contiguous."""
+    source_dtypes: dict[str, str | None]
+    """Site name to the dtype in which the model computed it, where another one is stored."""
     output: Tensor
     """As the model returned it."""
 
@@ -38,33 +42,132 @@ class Reading:
 
     model: nn.Module
     """In evaluation mode, without gradients."""
-    modules: Mapping[str, nn.RNNBase]
-    """Site name to module, in order of computation."""
+    modules: Mapping[str, nn.Module]
+    """Path to module, in order of computation: recurrent ones, and cells called step by step."""
     call: Call
     """How the model takes its inputs."""
     output: str | int | None
     """Which part of its result is the output."""
+    cell_state: bool
+    """Whether the cell states of LSTMs are read too."""
+    reversed_cells: frozenset[str] = frozenset()
+    """Paths of the cells that the model calls from the last step to the first."""
+
+    @property
+    def cells(self) -> dict[str, nn.Module]:
+        """Path to module for those that are called step by step."""
+        return {name: module for name, module in self.modules.items() if not runs_sequences(module)}
 
     def run(self, batch: SequenceBatch) -> Run:
         """Run the model once; raises `CaptureError` where it does not behave."""
-        with firings(self.modules, read_call) as fired:
-            result = self.call(self.model, batch)
-        return self.interpret(result, fired, batch)
+        return self._observed(batch)[1]
 
-    def interpret(self, result: Any, fired: Mapping[str, Firing], batch: SequenceBatch) -> Run:
-        """Return states and output of a forward pass that has been watched."""
+    def first_run(
+        self, batch: SequenceBatch, *, beside: Mapping[str, nn.Module], all_run: bool
+    ) -> tuple[Reading, Run]:
+        """Run the model once; return the reading of those modules that ran, in their order.
+
+        Parameters
+        ----------
+        batch
+            What the model is shown.
+        beside
+            Modules that messages name if they ran.
+        all_run
+            Whether every module must run, not only one.
+
+        Raises
+        ------
+        CaptureError
+            The model does not behave, or none of the modules ran.
+        """
+        return self._observed(batch, beside=beside, all_run=all_run, narrow=True)
+
+    def _observed(
+        self,
+        batch: SequenceBatch,
+        *,
+        beside: Mapping[str, nn.Module] | None = None,
+        all_run: bool = True,
+        narrow: bool = False,
+    ) -> tuple[Reading, Run]:
+        samples, steps = batch.values.shape[:2]
+        recorders = {
+            module: StepRecorder(
+                name,
+                samples=samples,
+                steps=steps,
+                backwards=name in self.reversed_cells,
+                cell_state=self.cell_state,
+            )
+            for name, module in self.cells.items()
+        }
+        read = set(self.modules.values())
+
+        def reader(
+            module: Any, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Any
+        ) -> Any:
+            if module in recorders:
+                return recorders[module].read(result)
+            if module not in read:
+                return None
+            again = module.num_layers > 1 or (self.cell_state and has_cell_state(module))
+            return read_call(module, arguments, keywords, result, again=again)
+
+        watched = {**(beside or {}), **self.modules}
+        with firings(watched, reader, keep=None if recorders else 1) as fired:
+            result = self.call(self.model, batch)
+        silent = [name for name in self.modules if name not in fired]
+        running = {name: self.modules[name] for name in fired if name in self.modules}
+        if silent and (all_run or not running):
+            raise CaptureError(
+                f"module {', '.join(map(repr, silent))} did not run in the forward pass (those "
+                f"that did: {', '.join(map(repr, fired)) or 'none'}). Hooks see modules that are "
+                "called as module(...), not module.forward(...), and a model must take the same "
+                "path for all inputs; choose with layers= among those that run, or make the model "
+                "run it with forward=."
+            )
+        reading = replace(self, modules=running) if narrow else self
+        return reading, reading._interpreted(result, fired, recorders, batch)
+
+    def _interpreted(
+        self,
+        result: Any,
+        fired: Mapping[str, Firing],
+        recorders: Mapping[nn.Module, StepRecorder],
+        batch: SequenceBatch,
+    ) -> Run:
         output = select_output(result, self.output)
         if isinstance(output, PackedSequence):
             output = padded(output)[0]
             if self.call.time_first:
                 output = output.transpose(0, 1)
         states: dict[str, Tensor] = {}
+        source_dtypes: dict[str, str | None] = {}
         for name, module in self.modules.items():
-            captured = checked_call(name, fired.get(name), batch)
-            layers = hidden_states(module, captured, name, batch.lengths)
-            for site, state in zip(layer_names(name, module.num_layers), layers, strict=True):
-                states[site] = storable(state, f"the hidden state of {site!r}")
-        return Run(states=states, output=copied(output))
+            for site, parts in self._sites(name, module, fired[name], recorders, batch):
+                for label, part in zip(cell_names(site, len(parts)), parts, strict=True):
+                    if label in states:
+                        raise CaptureError(
+                            f"two sites would be called {label!r}: a module, and the cell state "
+                            f"of {site!r}. Choose one of them with layers=."
+                        )
+                    states[label], source_dtypes[label] = stored_state(part, f"site {label!r}")
+        return Run(states=states, source_dtypes=source_dtypes, output=copied(output))
+
+    def _sites(
+        self,
+        name: str,
+        module: nn.Module,
+        firing: Firing,
+        recorders: Mapping[nn.Module, StepRecorder],
+        batch: SequenceBatch,
+    ) -> Iterable[tuple[str, list[Tensor]]]:
+        if module in recorders:
+            return [(name, recorders[module].states(module))]
+        call = checked_call(name, firing, batch)
+        layers = layer_states(module, call, name, batch.lengths, cell_state=self.cell_state)
+        return zip(layer_names(name, len(layers)), layers, strict=True)
 
 
 def check_repeatable(reading: Reading, probe: SequenceBatch, first: Run) -> None:
@@ -92,12 +195,23 @@ def second_run(
     """Run on the first of the given numbers of steps that the model takes; return it, and size.
 
     Some models take one number of steps only; it stands last.
+
+    Raises
+    ------
+    CaptureError
+        The model takes none; or it steps through cells and takes no other number, so that it may
+        step along something else than its inputs.
     """
     for time in times[:-1]:
         try:
             return reading.run(full_probe(inputs, samples=samples, time=time)), (samples, time)
-        except CaptureError:
-            continue
+        except CaptureError as error:
+            fault = error
+    if reading.cells:
+        raise CaptureError(
+            f"cells must be called once per step, whatever the number of steps. On {times[-1]} "
+            f"steps {', '.join(map(repr, reading.cells))} was; on another number: {fault}"
+        ) from fault
     last = full_probe(inputs, samples=samples, time=times[-1])
     return reading.run(last), (samples, times[-1])
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, UnsupportedModel, suggest
@@ -15,6 +14,7 @@ from ._calling import Forward
 from ._nnx_arrays import fingerprint
 from ._nnx_calls import callable_modules
 from ._nnx_reading import NNXReading, outermost_modules, site_name
+from ._patterns import matches
 from ._site_runs import described, recorded
 
 __all__ = ["FlaxNNXAdapter"]
@@ -41,7 +41,8 @@ class FlaxNNXAdapter(Adapter):
     Parameters
     ----------
     layers
-        Patterns (`fnmatch`) over module paths, such as `layers.0` or `encoder.dense*`.
+        Patterns over module paths, such as `layers.0` or `encoder.dense*`: `*` stays within one
+        component, `**` crosses dots.
     forward
         `forward(model, values, lengths)` calls the network in its own way, with JAX arrays. It
         must use the model that it is given, which is the copy.
@@ -168,12 +169,12 @@ class FlaxNNXAdapter(Adapter):
     def _chosen(self, modules: Mapping[str, Any]) -> dict[str, Any]:
         assert self.layers is not None
         for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) for name in modules):
+            if not any(matches(name, pattern) for name in modules):
                 raise UnknownName(
                     f"layers: {pattern!r} matches no module. {suggest(pattern, modules)}"
                 )
         return {
             name: module
             for name, module in modules.items()
-            if any(fnmatchcase(name, pattern) for pattern in self.layers)
+            if any(matches(name, pattern) for pattern in self.layers)
         }

@@ -9,11 +9,21 @@ __all__ = ["dynamo_register_adapters"]
 
 @hookimpl
 def dynamo_register_adapters(register: Register) -> None:
-    """Register the adapters; of several that take a model, the last one reads it."""
+    """Register the adapters; of several that take a model, the one registered last reads it."""
     register(
         "torch_recurrent",
         "dynamo_hooks.torch_recurrent:TorchRecurrentAdapter",
-        summary="torch.nn.RNN, GRU and LSTM inside any module",
+        summary="torch.nn.RNN, GRU and LSTM, and cells stepped by hand, inside any module",
+    )
+    register(
+        "torch_layers",
+        "dynamo_hooks.torch_layers:TorchLayersAdapter",
+        summary="chosen modules of any feed-forward network, stages of residual networks",
+    )
+    register(
+        "huggingface",
+        "dynamo_hooks.huggingface:HuggingFaceAdapter",
+        summary="embeddings, blocks and final norm of any model of transformers",
     )
     register(
         "transformer_lens",

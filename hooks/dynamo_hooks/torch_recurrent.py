@@ -1,9 +1,9 @@
-"""Adapter for modules that hold an `nn.RNN`, `nn.GRU` or `nn.LSTM`."""
+"""Adapter for networks with recurrent modules of `torch.nn`, or with cells that they step."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,9 +22,11 @@ from dynamo_plugin.types import (
 )
 
 from ._calling import Call, Forward, lengths_parameter
-from ._evaluation import Firing, evaluation_mode, firings
+from ._cell_directions import cells_run_backwards
+from ._evaluation import evaluation_mode
+from ._patterns import matches
 from ._probes import arranged, axis_roles, full_probe, probe_sizes
-from ._recurrent_calls import read_call
+from ._recurrent_modules import chosen_modules, named_modules, recurrent_modules
 from ._recurrent_reading import Reading, Run, check_repeatable, mixes_lengths, second_run
 from ._tensors import dtype_name, storable
 from ._wrappers import require_hookable, unwrapped
@@ -33,26 +35,41 @@ __all__ = ["TorchRecurrentAdapter"]
 
 
 class TorchRecurrentAdapter(Adapter):
-    """Record the hidden state of recurrent modules at every step.
+    """Record the hidden state of recurrent modules and of cells at every step.
 
-    The state is h, the one that the next layer sees; the cell state of an LSTM is not recorded.
-    A module that is called `rnn` in the model is the site `rnn`; its layers, where it stacks
-    several, are the sites `rnn.layer0`, `rnn.layer1`, ...; a model that is itself the recurrent
-    module is the site `rnn`, `gru` or `lstm`. Forward and reverse units of bidirectional modules
-    stand side by side, as in `torch.nn`.
+    The state is h, the one that the next layer sees. A module that is called `rnn` in the model
+    is the site `rnn`; its layers, where it stacks several, are the sites `rnn.layer0`,
+    `rnn.layer1`, ...; a model that is itself the recurrent module is the site `rnn`, `gru` or
+    `lstm`. Forward and reverse units of bidirectional modules stand side by side, as in
+    `torch.nn`. The cell state of the site `rnn` is the site `rnn.cell`, if it is asked for.
+
+    A cell that the model's own loop calls once per step is a site too: its calls are time. Those
+    of `torch.nn` are found; others are named with `layers`. The state of a call is the returned
+    tensor, (sample, units...), or the first of a returned tuple. Whether the loop runs from the
+    last step to the first is found out by changing inputs and states at either end.
 
     Batches may arrive at the module padded or packed, sample or time first. Lengths are handed
     to models whose forward has a parameter `lengths`, `length`, `seq_lens`, `seq_lengths`,
-    `sequence_lengths` or `input_lengths`, as int64 on the CPU.
+    `sequence_lengths` or `input_lengths`, as int64 on the CPU. LSTMs and GRUs that were quantised
+    dynamically are read like others, but for their cell states.
 
     Parameters
     ----------
     layers
-        Patterns (`fnmatch`) over the paths of recurrent modules; all that run by default.
+        Patterns over module paths: `*` stays within one component, `**` crosses dots. One that
+        matches recurrent modules or cells of `torch.nn` chooses these; one that matches none
+        chooses other modules, which must be called once per step. By default all recurrent
+        modules and cells that run.
     forward
         `forward(model, values, lengths)` calls the model in its own way.
     output
         Key, attribute or index of the output in what the model returns.
+    cell_state
+        Record cell states too: of LSTMs, and the second tensor that a cell returns, if it has the
+        shape of the first. Other modules have none.
+    reversed_cells
+        Patterns over the paths of cells that the model calls from the last step to the first;
+        needed where that does not show.
 
     Examples
     --------
@@ -74,26 +91,37 @@ class TorchRecurrentAdapter(Adapter):
         layers: Sequence[str] | None = None,
         forward: Forward | None = None,
         output: str | int | None = None,
+        cell_state: bool = False,
+        reversed_cells: Sequence[str] | None = None,
     ) -> None:
         if isinstance(layers, str) or (layers is not None and not layers):
             raise InvalidInput(
                 f"layers must be a sequence of at least one pattern, for example ['encoder.*']; "
                 f"got {layers!r}."
             )
+        if isinstance(reversed_cells, str):
+            raise InvalidInput(
+                "reversed_cells must be a sequence of patterns, for example ['backward.*']; got "
+                f"{reversed_cells!r}."
+            )
         self.layers = None if layers is None else tuple(layers)
         self.forward = forward
         self.output = output
+        self.cell_state = cell_state
+        self.reversed_cells = None if reversed_cells is None else tuple(reversed_cells)
 
     def supports(self, model: object) -> bool:
-        """Return whether the model is a module that holds an `nn.RNN`, `nn.GRU` or `nn.LSTM`.
+        """Return whether the model holds recurrent modules or cells of `torch.nn`.
 
-        A model that `torch.compile`, `DataParallel` or `DistributedDataParallel` wraps is read
-        through the module inside.
+        Where `layers` names the cells, any module will do. A model that `torch.compile`,
+        `DataParallel` or `DistributedDataParallel` wraps is read through the module inside.
         """
         if not isinstance(model, nn.Module):
             return False
         model = unwrapped(model)
-        return not isinstance(model, torch.jit.ScriptModule) and bool(_recurrent_modules(model))
+        if isinstance(model, torch.jit.ScriptModule):
+            return False
+        return self.layers is not None or bool(recurrent_modules(model))
 
     def describe(self, model: Any, inputs: SequenceBatch) -> TrajectorySpec:
         """Run the model on a few sequences and find out how it takes and returns them.
@@ -101,7 +129,9 @@ class TorchRecurrentAdapter(Adapter):
         The runs use batches whose sample count differs from the number of steps, so that no
         layout is ever guessed. `options` of the result holds `time_first` (the model takes
         (time, sample, ...) values), `takes_lengths`, `ragged_batches` (sequences of different
-        lengths may share a batch: each gives what it gives alone), `modules` and `output_axes`.
+        lengths may share a batch: each gives what it gives alone), `modules`, `reversed_cells`
+        (which of them the model calls from the last step to the first), `cell_state` and
+        `output_axes`.
 
         Parameters
         ----------
@@ -113,12 +143,14 @@ class TorchRecurrentAdapter(Adapter):
         Raises
         ------
         UnsupportedModel
-            The model is scripted, holds a compiled submodule or no recurrent module.
+            The model is scripted, holds a compiled submodule or no recurrent module; or cell
+            states are asked of a quantised LSTM.
         UnknownName
-            A pattern of `layers` matches no recurrent module, or `output` names nothing.
+            A pattern of `layers` or `reversed_cells` matches nothing, or `output` names nothing.
         CaptureError
             A recurrent module never runs, runs more than once per forward pass or on another
-            number of steps than the inputs have; the model raises, is not a function of its
+            number of steps than the inputs have; a cell is not called once per step on the whole
+            batch, or its direction does not show; the model raises, is not a function of its
             inputs, or returns no readable output.
         """
         model = self._checked(model)
@@ -128,19 +160,19 @@ class TorchRecurrentAdapter(Adapter):
                 "recurrent network needs sequences: (sample, time) ids or (sample, time, feature) "
                 "numbers. Add an axis: values[..., None] is one feature per step."
             )
-        available = _recurrent_modules(model)
-        chosen = self._chosen(available)
         time = int(inputs.lengths.max())
         other_times = [time - 1] if time > 1 else []
         other_times.append(time + 1)
         samples, other_samples = probe_sizes([time, *other_times])
         probe = full_probe(inputs, samples=samples, time=time)
         with evaluation_mode(model):
-            reading, run = self._find_layout(model, available, chosen, probe)
+            reading, run = self._find_layout(model, probe)
             check_repeatable(reading, probe, run)
             second, size = second_run(
                 reading, inputs, samples=other_samples, times=[*other_times, time]
             )
+            reversed_cells = self._reversed(reading, probe, run)
+            reading = replace(reading, reversed_cells=reversed_cells)
             roles = axis_roles(run.output, second.output, [(samples, time), size])
             takes_lengths = self.forward is not None or lengths_parameter(model) is not None
             ragged = takes_lengths and mixes_lengths(reading, probe, roles)
@@ -152,12 +184,19 @@ class TorchRecurrentAdapter(Adapter):
             "takes_lengths": takes_lengths,
             "ragged_batches": ragged,
             "modules": list(reading.modules),
+            "reversed_cells": [*sorted(reversed_cells)],
+            "cell_state": self.cell_state,
             "output_axes": list(roles),
         }
         return TrajectorySpec(
             adapter=self.name,
             sites=tuple(
-                SiteSpec(name, (int(state.shape[-1]),), dtype_name(state))
+                SiteSpec(
+                    name,
+                    tuple(state.shape[2:]),
+                    dtype_name(state),
+                    source_dtype=run.source_dtypes[name],
+                )
                 for name, state in run.states.items()
             ),
             output=OutputSpec(
@@ -195,14 +234,29 @@ class TorchRecurrentAdapter(Adapter):
                 f"of {int(inputs.lengths.min())} to {int(inputs.lengths.max())} steps in one "
                 "batch; record sequences of equal length together."
             )
-        available = _recurrent_modules(model)
-        modules = {name: available[name] for name in options["modules"] if name in available}
-        call = Call(self.forward, time_first=bool(options["time_first"]))
+        available = named_modules(model)
+        missing = [name for name in options["modules"] if name not in available]
+        if missing:
+            raise CaptureError(
+                f"the model has no module {missing[0]!r}, which it had when it was described. "
+                "The model changed in between."
+            )
+        reading = Reading(
+            model,
+            {name: available[name] for name in options["modules"]},
+            Call(self.forward, time_first=bool(options["time_first"])),
+            self.output,
+            cell_state=bool(options["cell_state"]),
+            reversed_cells=frozenset(options["reversed_cells"]),
+        )
         with evaluation_mode(model):
-            run = Reading(model, modules, call, self.output).run(inputs)
+            run = reading.run(inputs)
         output = arranged(storable(run.output, "the output"), options["output_axes"])
-        found = {name: (tuple(t.shape[2:]), dtype_name(t)) for name, t in run.states.items()}
-        expected = {site.name: (site.shape, site.dtype) for site in spec.sites}
+        found = {
+            name: (tuple(state.shape[2:]), dtype_name(state), run.source_dtypes[name])
+            for name, state in run.states.items()
+        }
+        expected = {site.name: (site.shape, site.dtype, site.source_dtype) for site in spec.sites}
         if found != expected:
             raise CaptureError(
                 f"expected the sites {expected} as they were described; got {found}. "
@@ -227,44 +281,24 @@ class TorchRecurrentAdapter(Adapter):
             )
         model = unwrapped(given)
         require_hookable(model)
-        if not _recurrent_modules(model):
+        if self.layers is None and not recurrent_modules(model):
             raise UnsupportedModel(
-                f"{type(model).__name__} holds no nn.RNN, nn.GRU or nn.LSTM. Cells that a model "
-                "steps by hand are not recurrent modules."
+                f"{type(model).__name__} holds no nn.RNN, nn.GRU or nn.LSTM and no cell of "
+                "torch.nn. Name other cells, which the model calls once per step, with layers=."
             )
         return model
 
-    def _chosen(self, available: Mapping[str, nn.RNNBase]) -> list[str]:
-        if self.layers is None:
-            return list(available)
-        for pattern in self.layers:
-            if not any(fnmatchcase(name, pattern) for name in available):
-                raise UnknownName(
-                    f"layers: {pattern!r} matches no recurrent module. "
-                    f"{suggest(pattern, available)}"
-                )
-        return [
-            name for name in available if any(fnmatchcase(name, pattern) for pattern in self.layers)
-        ]
-
-    def _find_layout(
-        self,
-        model: nn.Module,
-        available: Mapping[str, nn.RNNBase],
-        chosen: Sequence[str],
-        probe: SequenceBatch,
-    ) -> tuple[Reading, Run]:
+    def _find_layout(self, model: nn.Module, probe: SequenceBatch) -> tuple[Reading, Run]:
         """Try (sample, time), then (time, sample) inputs; return the reading that fits."""
+        chosen = chosen_modules(model, self.layers)
         faults: list[CaptureError] = []
         for time_first in (False, True):
             call = Call(self.forward, time_first=time_first)
+            reading = Reading(model, chosen, call, self.output, cell_state=self.cell_state)
             try:
-                with firings(available, read_call) as fired:
-                    result = call(model, probe)
-                running = self._running(chosen, fired)
-                modules = {name: available[name] for name in running}
-                reading = Reading(model, modules, call, self.output)
-                return reading, reading.interpret(result, fired, probe)
+                return reading.first_run(
+                    probe, beside=recurrent_modules(model), all_run=self.layers is not None
+                )
             except CaptureError as error:
                 faults.append(error)
         if str(faults[0]) == str(faults[1]):
@@ -273,24 +307,17 @@ class TorchRecurrentAdapter(Adapter):
             f"{faults[0]} (Given (time, sample, ...) values instead: {faults[1]})"
         ) from faults[0]
 
-    def _running(self, chosen: Sequence[str], fired: Mapping[str, Firing]) -> list[str]:
-        """Return the chosen modules that ran, in order of computation."""
-        silent = [name for name in chosen if name not in fired]
-        running = [name for name in fired if name in chosen]
-        if silent and (self.layers is not None or not running):
-            raise CaptureError(
-                f"recurrent module {', '.join(map(repr, silent))} did not run in the forward pass "
-                f"(those that did: {', '.join(map(repr, fired)) or 'none'}). Hooks see modules "
-                "that are called as module(...), not module.forward(...); choose with layers= "
-                "among those that run, or make the model run it with forward=."
-            )
-        return running
-
-
-def _recurrent_modules(model: nn.Module) -> dict[str, nn.RNNBase]:
-    """Return site name to module; a model that is itself recurrent is named after its class."""
-    return {
-        name or type(module).__name__.lower(): module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.RNNBase)
-    }
+    def _reversed(self, reading: Reading, probe: SequenceBatch, run: Run) -> frozenset[str]:
+        if self.reversed_cells is None:
+            return cells_run_backwards(reading, probe, run)
+        for pattern in self.reversed_cells:
+            if not any(matches(name, pattern) for name in reading.cells):
+                raise UnknownName(
+                    f"reversed_cells: {pattern!r} matches no cell that is recorded. "
+                    f"{suggest(pattern, reading.cells)}"
+                )
+        return frozenset(
+            name
+            for name in reading.cells
+            if any(matches(name, pattern) for pattern in self.reversed_cells)
+        )

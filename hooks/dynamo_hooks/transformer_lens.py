@@ -46,7 +46,8 @@ class TransformerLensAdapter(Adapter):
     Parameters
     ----------
     layers
-        Patterns (`fnmatch`) over hook names, aliases included.
+        Patterns over hook names, aliases included: `*` stays within one component, `**` crosses
+        dots (`**.hook_resid_post`).
     forward
         `forward(model, values, lengths)` calls the model in its own way.
     output
@@ -239,7 +240,7 @@ class _Reading:
         longest = int(inputs.lengths.max()) if inputs.has_time else 0
         other = longest - 1 if longest > 1 else longest + (1 if inputs.has_time else 0)
         sizes = list(zip(probe_sizes([longest, other]), (longest, other), strict=True))
-        one_name_each = {name: points[name] for name in chosen_hooks(points, ["*"])}
+        one_name_each = {name: points[name] for name in chosen_hooks(points, ["**"])}
         shapes = []
         for samples, time in sizes:
             with watched(one_name_each, lambda tensor: tensor.to("meta")) as fired:

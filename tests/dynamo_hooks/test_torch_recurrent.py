@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -586,10 +588,55 @@ def test_dtypes(dtype: torch.dtype, stored: str) -> None:
     model = Last().to(dtype)
     spec, trajectory = captured(model, batch_of([3, 3], dtype=torch.float64))
     assert spec.sites[0].dtype == spec.output.dtype == stored
+    assert spec.sites[0].source_dtype == ("bfloat16" if dtype == torch.bfloat16 else None)
     assert trajectory.states["rnn"].dtype == getattr(torch, stored)
+    model.eval()
     with torch.no_grad():
         own = model.rnn(batch_of([3, 3], dtype=torch.float64).values.to(dtype))[0]
-    torch.testing.assert_close(trajectory.states["rnn"], own.to(getattr(torch, stored)))
+    assert torch.equal(trajectory.states["rnn"].to(dtype), own)
+
+
+@pytest.mark.parametrize("kind", ["gru", "stacked", "lstm", "cell"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_inside_the_model(kind: str, dtype: torch.dtype) -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            rnn_class = nn.LSTM if kind == "lstm" else nn.GRU
+            self.embed = nn.Linear(2, 2)
+            self.rnn: nn.Module = nn.GRUCell(2, 4)
+            if kind != "cell":
+                self.rnn = rnn_class(2, 4, 1 if kind == "gru" else 2, bidirectional=True)
+
+        def forward(self, values: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=dtype):
+                embedded = self.embed(values)
+                if kind != "cell":
+                    return self.rnn(embedded)[0].float()  # type: ignore[no-any-return]
+                h = None
+                steps = []
+                for step in embedded:
+                    h = self.rnn(step, h)
+                    steps.append(h)
+                return torch.stack(steps).float()
+
+    torch.manual_seed(0)
+    model = Mixed().eval()
+    batch = batch_of([5, 5, 5])
+    spec, trajectory = captured(model, batch, cell_state=kind == "lstm")
+    with torch.no_grad():
+        own = model(batch.values.transpose(0, 1).contiguous()).transpose(0, 1)
+    expected = ("float32", "bfloat16") if dtype == torch.bfloat16 else ("float16", None)
+    assert {(site.dtype, site.source_dtype) for site in spec.sites} == {expected}
+    last = "rnn.layer1" if kind in ("stacked", "lstm") else "rnn"
+    assert torch.equal(trajectory.states[last].float(), own)
+    if isinstance(model.rnn, nn.RNNBase):
+        sites = [name for name in trajectory.states if not name.endswith(".cell")]
+        exact = reference_states(model.rnn, model.embed(batch.values[1]).detach())
+        for name, layer in zip(sites, exact, strict=True):
+            torch.testing.assert_close(
+                trajectory.states[name][1].float(), layer.detach(), rtol=0, atol=0.02
+            )
 
 
 def test_integer_outputs_are_refused() -> None:
@@ -647,6 +694,139 @@ def test_unsupported_models() -> None:
     model.rnn.compile(backend="eager")
     with pytest.raises(UnsupportedModel, match="submodule 'rnn' is compiled"):
         adapter.describe(model, batch)
+
+
+def test_wrappers_are_read_through() -> None:
+    model = Last()
+    batch = batch_of([3, 3])
+    _, trajectory = captured(nn.DataParallel(model), batch, layers=["rnn"])
+    torch.testing.assert_close(
+        trajectory.states["rnn"][1], reference_states(model.rnn, batch.values[1])[0].detach()
+    )
+
+
+def test_distributed_models_are_read_through(tmp_path: Path) -> None:
+    model = Last()
+    batch = batch_of([3, 3])
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        before = snapshot(wrapped)
+        _, trajectory = captured(wrapped, batch)
+        assert snapshot(wrapped) == before
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(
+        trajectory.states["rnn"][1], reference_states(model.rnn, batch.values[1])[0].detach()
+    )
+
+
+def test_an_unused_submodule_on_meta_does_not_matter() -> None:
+    class Partial(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.absent = nn.GRU(2, 4, device="meta")
+            self.rnn = nn.GRU(2, 4, batch_first=True)
+
+        def forward(self, values: Tensor) -> Tensor:
+            states: Tensor = self.rnn(values)[0]
+            return states[:, -1]
+
+    model = Partial()
+    batch = batch_of([3, 3])
+    _, trajectory = captured(model, batch)
+    assert model.absent.weight_ih_l0.is_meta
+    torch.testing.assert_close(
+        trajectory.states["rnn"][1], reference_states(model.rnn, batch.values[1])[0].detach()
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("rnn_class", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("packed", [False, True])
+def test_dynamically_quantised_modules(rnn_class: type[nn.GRU | nn.LSTM], packed: bool) -> None:
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = rnn_class(2, 8, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
+            given: Any = values
+            if packed:
+                given = pack_padded_sequence(values, lengths, batch_first=True)
+            states: Any = self.rnn(given)[0]
+            return pad_packed_sequence(states, batch_first=True)[0] if packed else states
+
+    torch.manual_seed(0)
+    model = Reader()
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.GRU, nn.LSTM})
+    batch = batch_of([5, 3, 2] if packed else [5, 5, 5])
+    counted: list[int] = []
+    quantised.rnn.register_forward_hook(lambda *_: counted.append(1))
+    adapter = TorchRecurrentAdapter()
+    assert adapter.supports(quantised)
+    spec = adapter.describe(quantised, batch)
+    counted.clear()
+    # What one sequence gives depends on its batch, as the whole batch is quantised by one scale.
+    options = {**spec.options, "ragged_batches": True}
+    trajectory = adapter.record(quantised, batch, replace(spec, options=options))
+    assert len(counted) == 1
+    assert [site.name for site in spec.sites] == ["rnn.layer0", "rnn.layer1"]
+    own = quantised(batch.values, batch.lengths)
+    assert torch.equal(trajectory.states["rnn.layer1"], own)
+    assert all(state.is_contiguous() for state in trajectory.states.values())
+    for row, length in enumerate(batch.lengths.tolist()):
+        exact = reference_states(model.rnn, batch.values[row, :length])
+        for index, layer in enumerate(exact):
+            torch.testing.assert_close(
+                trajectory.states[f"rnn.layer{index}"][row, :length],
+                layer.detach(),
+                rtol=0,
+                atol=0.03,
+            )
+    if rnn_class is nn.LSTM:
+        with pytest.raises(UnsupportedModel, match="'rnn' is dynamically quantised"):
+            captured(quantised, batch, cell_state=True)
+
+
+def test_inputs_without_time_are_refused() -> None:
+    arrays = SequenceBatch(torch.zeros(3, 4, 2), torch.ones(3, dtype=torch.int64), has_time=False)
+    with pytest.raises(InvalidInput, match=r"one array of shape \(4, 2\) per sample.*Add an axis"):
+        TorchRecurrentAdapter().describe(Last(), arrays)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("packed", [False, True])
+def test_recorded_states_are_contiguous(batch_first: bool, layers: int, packed: bool) -> None:
+    rnn = built("LSTM", num_layers=layers, batch_first=batch_first, bidirectional=True)
+    _, trajectory = captured(
+        Classifier(rnn, packed=packed), batch_of([4, 4, 4], dtype=torch.float64), cell_state=True
+    )
+    assert len(trajectory.states) == 2 * layers
+    assert all(state.is_contiguous() for state in trajectory.states.values())
+
+
+def test_patterns_choose_recurrent_modules_before_others() -> None:
+    class Encoding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.ModuleDict(
+                {"embed": nn.Linear(2, 3), "rnn": nn.GRU(3, 4, batch_first=True)}
+            )
+
+        def forward(self, values: Tensor) -> Tensor:
+            states: Tensor = self.encoder["rnn"](self.encoder["embed"](values))[0]
+            return states[:, -1]
+
+    batch = batch_of([3, 3])
+    for patterns in (["encoder.*"], ["**"], ["encoder.r?n"]):
+        spec, _ = captured(Encoding(), batch, layers=patterns)
+        assert [site.name for site in spec.sites] == ["encoder.rnn"]
+    with pytest.raises(UnknownName, match="matches no module"):
+        captured(Encoding(), batch, layers=["*.r"])
 
 
 def test_compiled_models_are_read_through_their_original() -> None:

@@ -25,7 +25,8 @@ def write_population() -> WritePopulation:
     """Return a function that stores given states and outputs, with no network behind them.
 
     `states[model]` is (row, unit) and `outputs[model]` (sample, k) or (row, k); `inputs` is
-    (row, feature) numbers or (row,) ids, cut into samples by `lengths`.
+    (row, feature) numbers or (row,) ids, cut into samples by `lengths`. Of models that `every`
+    names, only each so many-th step of a sample is stored.
     """
 
     def write(
@@ -37,6 +38,7 @@ def write_population() -> WritePopulation:
         groups: Mapping[str, str] | None = None,
         metadata: Mapping[str, dict[str, Any]] | None = None,
         targets: NDArray[Any] | None = None,
+        every: Mapping[str, int] | None = None,
         store: Any = None,
     ) -> Population:
         ids = inputs.ndim == 1
@@ -52,13 +54,15 @@ def write_population() -> WritePopulation:
         )
         where = {} if store is None else store
         writer = PopulationWriter.create(where, given, models=tuple(states), config={})
-        for index, (model, rows) in enumerate(states.items()):
-            read = outputs[model]
+        steps = np.concatenate([np.arange(length) for length in lengths])
+        for index, (model, whole) in enumerate(states.items()):
+            stride = 1 if every is None else every.get(model, 1)
+            rows, read = whole[steps % stride == 0], outputs[model]
             axis: Any = "sample" if len(read) == len(lengths) else "time"
             group = "output" if groups is None else groups[model]
             spec = TrajectorySpec(
                 adapter="none",
-                sites=(SiteSpec("rnn", rows.shape[1:], str(rows.dtype)),),
+                sites=(SiteSpec("rnn", rows.shape[1:], str(rows.dtype), every=stride),),
                 output=OutputSpec(group, read.shape[1:], str(read.dtype), axis),
             )
             block = writer.begin(

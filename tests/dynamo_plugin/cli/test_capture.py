@@ -180,6 +180,30 @@ def test_workers_record_the_same(folder: Path) -> None:
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in files)
 
 
+def test_reductions_and_a_part_of_the_samples(folder: Path) -> None:
+    table = '[reduce."cell*"]\nevery = 2\nproject = 3\nprojection = "pca"\n[metadata]'
+    rewrite(
+        folder,
+        ("batch_size = 2", "batch_size = 2\nsamples = 3\nsample_seed = 5"),
+        ("[metadata]", table),
+    )
+    assert invoke(folder, "--quiet").exit_code == 0
+    population = open_population(folder / "out" / "population.zarr")
+    assert population.states("run-1", "cell").shape == (3 * 2, 3)
+    assert population.projection("untrained", "cell.layer1").matrix.shape == (3, 3)
+    assert len(population.sample_ids) == 3
+    rewrite(folder, ("every = 2", "every = 4"))
+    again = invoke(folder, "--quiet", "--resume")
+    assert again.exit_code == 1
+    assert "'reduce'" in again.stderr
+    rewrite(folder, ("every = 4", "evry = 4"))
+    assert "no field 'evry'. Did you mean 'every'?" in invoke(folder, "--quiet").stderr
+    rewrite(folder, ("evry = 4", ""), ("samples = 3", "samples = [3, 0]"), ("sample_seed = 5", ""))
+    assert invoke(folder, "--quiet", "--overwrite").exit_code == 0
+    ids = open_population(folder / "out" / "population.zarr").sample_ids
+    assert ids == ("sample-3", "sample-0")
+
+
 def test_inputs_from_a_factory(folder: Path) -> None:
     rewrite(
         folder,
@@ -281,6 +305,8 @@ def test_parquet(folder: Path) -> None:
         (("NAME:make", "no_such:make"), "ModuleNotFoundError"),
         (("NAME:make", "NAME.make"), "models[0].factory: "),
         (("NAME:make", "NAME:__name__"), "is a str; expected a function"),
+        (("batch_size = 2", "samples = 0"), "samples: expected a positive number"),
+        (("[metadata]", '[reduce."*"]\nevery = 0\n[metadata]'), "reduce: reduce['*']: every must"),
         (("inputs.npy", "other.npy"), "other.npy cannot be read"),
         (("inputs.npy", "inputs.csv"), "inputs: expected a file of type .npy"),
         (('file = "inputs.npy"', ""), "inputs: expected either file or factory"),

@@ -18,7 +18,10 @@ from dynamo_plugin.registry import get_registry
 
 pytestmark = pytest.mark.usefixtures("fresh_process")
 
-COMMANDS = ["quickstart", "capture", "verify", "fit", "analyse", "report", "plugins"]
+COMMANDS = [
+    *("quickstart", "inspect", "capture", "verify", "repair"),
+    *("fit", "analyse", "report", "plugins"),
+]
 
 
 def test_the_table_is_aligned_and_complete() -> None:

@@ -68,15 +68,12 @@ def test_repair(folder: Path) -> None:
     (path.parent / "c.7.0").write_bytes(b"x")
     result = invoke("verify", store, "--quiet")
     assert result.exit_code == 3
-    assert "--repair" in result.output
+    assert "dynamo-plugin repair" in result.output
     assert invoke("capture", config, "--resume").exit_code == 0
     assert invoke("verify", store).exit_code == 3
-    assert invoke("capture", config, "--repair").exit_code == 0
+    assert invoke("repair", config).exit_code == 0
     assert invoke("verify", store).exit_code == 0
     assert files(store) == before
-    both = invoke("capture", config, "--repair", "--overwrite")
-    assert both.exit_code == 1
-    assert "give one of them" in both.output
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,41 @@ def test_datasets_bring_targets() -> None:
     assert as_population_inputs(TensorDataset(torch.zeros(3, 4, 2))).targets is None
 
 
+def test_arrays_have_no_time() -> None:
+    images = np.random.default_rng(0).normal(size=(3, 2, 4, 4)).astype(np.float32)
+    labels = torch.tensor([1, 0, 1])
+    first = as_population_inputs(images, targets=labels)
+    assert first.spec == InputSpec("array", 32, (2, 4, 4))
+    assert first.lengths.tolist() == [1, 1, 1]
+    others = [
+        as_population_inputs(torch.from_numpy(images), targets=labels),
+        as_population_inputs(list(images), targets=labels),
+        as_population_inputs(TensorDataset(torch.from_numpy(images), labels)),
+        as_population_inputs(
+            Items([{"pixel_values": i, "label": k} for i, k in zip(images, labels, strict=True)])
+        ),
+    ]
+    assert {other.hash for other in others} == {first.hash}
+    batch = first.batch([2, 0])
+    assert not batch.has_time
+    assert batch.lengths.tolist() == [1, 1]
+    np.testing.assert_array_equal(batch.values, images[[2, 0]])
+    vectors = as_population_inputs(images.reshape(3, 32))
+    assert vectors.spec == InputSpec("array", 32, (32,))
+    grey = images[:, 0]
+    assert as_population_inputs(grey).spec == InputSpec("features", 4)
+    assert as_population_inputs(grey, has_time=False).spec == InputSpec("array", 16, (4, 4))
+    taken = first.take([2, 0])
+    assert taken.sample_ids == ("sample-2", "sample-0")
+    np.testing.assert_array_equal(taken.values, images[[2, 0]])
+
+
+def test_a_memory_map_is_not_loaded(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((4, 3, 8, 8), dtype=np.float32))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert np.shares_memory(as_population_inputs(mapped).values, mapped)
+
+
 def test_precision_is_kept_or_widened_exactly() -> None:
     for dtype, stored in (
         (torch.float64, np.float64),
@@ -108,14 +144,20 @@ def test_precision_is_kept_or_widened_exactly() -> None:
         (np.zeros((0, 3), int), {}, "at least one sample"),
         (np.zeros((2, 0), int), {}, "at least one sample, step"),
         (np.zeros(3, int), {}, r"integer ids of shape \(sample, time\)"),
-        (np.zeros((2, 3)), {}, r"Add a last axis"),
+        (np.zeros((2, 3)), {"has_time": True}, r"Add a last axis.*has_time=False"),
+        (np.zeros((2, 3, 4, 5)), {"has_time": True}, "has_time=False"),
+        (np.zeros((2, 3), int), {"has_time": False}, "expected floating numbers"),
+        (np.zeros((2, 3)), {"lengths": [1, 2]}, "lengths belong to sequences"),
+        (np.zeros(3), {}, r"shape \(3,\)"),
+        (np.full((2, 3), np.inf), {}, "'sample-0'"),
+        ([np.zeros((3, 2, 2)), np.zeros((3, 2, 1))], {}, "arrays of one shape"),
         (np.zeros((2, 3, 4), int), {}, "converted to floating"),
         (np.zeros((2, 3), bool), {}, "dtype bool"),
         (np.zeros((2, 3, 1), complex), {}, "dtype complex128"),
         (np.full((1, 2, 1), np.nan), {}, r"step 0 of sample 0 \('sample-0'\)"),
         ([np.zeros((2, 1)), np.array([[0.0], [np.inf]])], {}, "step 1 of sample 1"),
         ([[1, 2], []], {}, "sample 1"),
-        ([[1, 2], [0.5]], {}, r"sample 1 has shape \(1,\)"),
+        ([[1, 2], [0.5]], {}, "sample 1 has shape"),
         ([[1, 2], [[0.5]]], {}, "sample 1 holds float64"),
         ([np.zeros((2, 1)), np.zeros((2, 3))], {}, "sample 1 holds"),
         ([[1, 2], [[3, 4], [5]]], {}, "sample 1 cannot be read"),

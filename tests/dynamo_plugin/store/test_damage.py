@@ -142,7 +142,7 @@ MODEL = "model 'plain'"
     ("key", "damage", "error", "message"),
     [
         (f"{STATES}/commits/1.json", None, IncompleteCapture, "never committed.*resume=True"),
-        (f"{STATES}/c.1.0", None, CorruptBlock, "is missing.*--repair"),
+        (f"{STATES}/c.1.0", None, CorruptBlock, "is missing.*dynamo-plugin repair"),
         (f"{STATES}/c.1.0", b"short", CorruptBlock, "with 48 bytes but has 5 bytes"),
         (f"{STATES}/c.1.0", bytes(48), CorruptBlock, "CRC-32C"),
         (f"{STATES}/commits/1.json", b'{"block":1}', CorruptBlock, "changed or cut short"),

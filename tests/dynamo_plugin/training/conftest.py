@@ -13,8 +13,7 @@ from dynamo_plugin.store import Population
 LENGTHS = [4, 1, 6, 3, 5, 2, 6, 6, 1, 4]
 
 
-@pytest.fixture(scope="session")
-def ragged(write_population: Callable[..., Population]) -> Population:
+def write_ragged(write_population: Callable[..., Population], **options: Any) -> Population:
     rng = np.random.default_rng(0)
     rows = sum(LENGTHS)
     states: dict[str, Any] = {
@@ -33,4 +32,16 @@ def ragged(write_population: Callable[..., Population]) -> Population:
         rng.normal(size=(rows, 2)).astype(np.float32),
         LENGTHS,
         groups={"a": "class", "b": "value", "c": "class"},
+        **options,
     )
+
+
+@pytest.fixture(scope="session")
+def ragged(write_population: Callable[..., Population]) -> Population:
+    return write_ragged(write_population)
+
+
+@pytest.fixture(scope="session")
+def strided(write_population: Callable[..., Population]) -> Population:
+    """The same, of which only some steps were stored."""
+    return write_ragged(write_population, every={"a": 2, "c": 3})

@@ -51,3 +51,28 @@ def test_matches_scikit_learn(ragged: Population, monkeypatch: pytest.MonkeyPatc
                 stored.astype(np.float64), outputs[real].numpy(), multioutput="variance_weighted"
             )
         assert found.output_agreement[model].item() == pytest.approx(agreement, rel=1e-5)
+
+
+def test_only_stored_steps_count(strided: Population) -> None:
+    torch.manual_seed(0)
+    meta_model = GRUMetaModel(strided.population_spec, embedding_dim=2, units=5)
+    targets = Targets(strided, sites=None, device=torch.device("cpu"))
+    maps, thetas = AffineStateMaps(5, targets.units), torch.randn(3, 2)
+    found = evaluate(
+        meta_model,
+        maps,
+        thetas,
+        targets,
+        torch.tensor([8, 0, 2, 3]),
+        decisions={"class": True, "value": False},
+    )
+    for model, every in enumerate([2, 1, 3]):
+        matrix, offset = maps.matrix(model)
+        emulated = []
+        for sample in [8, 0, 2, 3]:
+            batch = strided.inputs.batch([sample])
+            states = meta_model(batch.values, thetas[model], batch.lengths).states["hidden"][0]
+            emulated += list((states[::every] @ matrix.T + offset).detach().numpy())
+        stored = strided.states(strided.ids[model], samples=[8, 0, 2, 3]).astype(np.float64)
+        expected = r2_score(stored, np.array(emulated), multioutput="variance_weighted")
+        assert found.hidden_r2[model].item() == pytest.approx(expected, rel=1e-5)

@@ -32,8 +32,13 @@ def objective(ragged: Population) -> Objective:
     return Objective(meta_model, maps, torch.randn(3, 3), hidden_loss=l2, outputs=outputs)
 
 
-def _plain(objective: Objective, population: Population, model: int, sample: int) -> Tensor:
-    """Hidden and output loss of one model on one sequence, written as in the paper."""
+def _plain(
+    objective: Objective, population: Population, model: int, sample: int, every: int = 1
+) -> Tensor:
+    """Hidden and output loss of one model on one sequence, written as in the paper.
+
+    Only each so many-th step counts in the hidden loss.
+    """
     name, meta_model = population.ids[model], objective.meta_model
     assert isinstance(meta_model, GRUMetaModel)
     start, stop = population.offsets[sample : sample + 2]
@@ -47,6 +52,8 @@ def _plain(objective: Objective, population: Population, model: int, sample: int
     for time in range(stop - start):
         state = meta_model.step(inputs[time], theta, state)
         states.append(state)
+        if time % every:
+            continue
         target = torch.from_numpy(population.states(name)[start + time])
         target = (target - mean) / objective.state_maps.scale[model]
         hidden.append((weight @ state + bias - target).square().mean())
@@ -92,6 +99,29 @@ def test_matches_a_plain_loop_in_value_and_gradient(
             assert one is other or not (one if one is not None else other).any()
         else:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_only_stored_steps_count(
+    objective: Objective, ragged: Population, strided: Population
+) -> None:
+    samples, index = [2, 1, 7, 5], torch.tensor([2, 0, 1])
+    batch = Targets(strided, sites=None, device=CPU).batch(index, torch.tensor(samples))
+    terms = objective(batch, index)
+    strides = {0: 2, 1: 1, 2: 3}
+    expected = torch.stack(
+        [
+            torch.stack(
+                [_plain(objective, ragged, model, sample, strides[model]) for sample in samples]
+            ).mean(0)
+            for model in index.tolist()
+        ]
+    )
+    torch.testing.assert_close(terms.hidden, expected[:, 0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(terms.output, expected[:, 1], rtol=1e-5, atol=1e-6)
+    every_step = objective(
+        Targets(ragged, sites=None, device=CPU).batch(index, torch.tensor(samples)), index
+    )
+    assert not torch.isclose(every_step.hidden[:2], terms.hidden[:2], rtol=1e-3).any()
 
 
 def test_l1_replaces_the_hidden_distance(objective: Objective, ragged: Population) -> None:

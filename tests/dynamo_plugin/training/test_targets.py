@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dynamo_plugin.errors import InvalidInput, UnknownName
+from dynamo_plugin.recording import capture
 from dynamo_plugin.store import Population
 from dynamo_plugin.training import Targets
 from dynamo_plugin.training import targets as module
@@ -99,3 +100,50 @@ def test_states_that_never_vary_are_refused(
 def test_an_unknown_site_suggests(ragged: Population) -> None:
     with pytest.raises(UnknownName, match=r"no site 'rn'. Did you mean 'rnn'"):
         Targets(ragged, sites=["rn"], device=CPU)
+
+
+@pytest.mark.parametrize("limit", [0, 2**30])
+@pytest.mark.parametrize("models", [[0, 1, 2], [2, 0], [1]])
+def test_batches_say_which_steps_were_stored(
+    ragged: Population,
+    strided: Population,
+    models: list[int],
+    limit: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", limit)
+    samples = torch.tensor([6, 1, 3, 4])
+    whole = Targets(ragged, sites=None, device=CPU).batch(torch.tensor(models), samples)
+    batch = Targets(strided, sites=None, device=CPU).batch(torch.tensor(models), samples)
+    assert whole.stored is None
+    if models == [1]:
+        assert batch.stored is None
+        assert torch.equal(batch.states, whole.states)
+        return
+    assert batch.stored is not None
+    for position, model in enumerate(models):
+        for place, length in enumerate([6, 1, 3, 5]):
+            for time in range(6):
+                stored = time < length and time % [2, 1, 3][model] == 0
+                assert batch.stored[position, place, time] == stored
+                state = batch.states[position, place, time]
+                assert torch.equal(state, whole.states[position, place, time] * stored)
+
+
+def test_statistics_are_those_of_the_stored_steps(strided: Population) -> None:
+    samples = [0, 2, 9]
+    mean, scale = Targets(strided, sites=None, device=CPU).state_statistics(torch.tensor(samples))
+    rows = strided.states("c", samples=samples).astype(np.float64)
+    assert len(rows) == 2 + 2 + 2
+    assert np.allclose(mean[2, :3], rows.mean(0), rtol=1e-6)
+    assert scale[2].item() == pytest.approx(np.sqrt(rows.var(0).mean()), rel=1e-6)
+
+
+def test_sites_stored_at_different_steps_are_not_joined() -> None:
+    inputs, models = torch.randn(4, 5, 2), {"a": torch.nn.GRU(2, 3, num_layers=2, batch_first=True)}
+    population = capture(
+        models, inputs, {}, reduce={"*layer1": {"every": 2}, "*": {}}, progress=False
+    )
+    with pytest.raises(InvalidInput, match=r"'gru.layer0' every 1, 'gru.layer1' every 2.*sites="):
+        Targets(population, sites=None, device=CPU)
+    assert Targets(population, sites=["gru.layer1"], device=CPU).every.tolist() == [2]

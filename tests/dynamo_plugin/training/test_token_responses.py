@@ -111,3 +111,41 @@ def test_a_fit_starts_from_it_if_asked(population: Population, token_init: str) 
     table = fitted.meta_model.token_embedding
     assert table is not None
     assert bool(table.weight[7].any()) == (token_init == "random")
+
+
+def test_changes_between_stored_states_are_shared(
+    population: Population, write_population: Callable[..., Population]
+) -> None:
+    """Against a loop over the tokens; one model has all its states, the other every third."""
+    strided = write_population(
+        {name: population.states(name) for name in population.ids},
+        {name: population.outputs(name) for name in population.ids},
+        population.inputs.values,
+        LENGTHS,
+        every={"m5": 3},
+    )
+    samples = list(range(8))
+    embedded = _embed(strided, samples, token_dim=4).double().numpy()
+    halves, counts = [], np.zeros(VOCABULARY, np.int64)
+    for name, scale, every in (("m3", 2.0, 1), ("m5", 0.5, 3)):
+        sums, seen = np.zeros((VOCABULARY, WIDTHS[every > 1])), np.zeros(VOCABULARY, np.int64)
+        for start, length in zip(population.offsets, LENGTHS, strict=False):
+            states = population.states(name)[start : start + length] / scale
+            tokens = population.inputs.values[start : start + length]
+            read: list[int] = []
+            before = np.zeros(states.shape[1])
+            for time in range(length):
+                read.append(tokens[time])
+                if time % every == 0:
+                    for token in read:
+                        sums[token] += (states[time] - before) / len(read)
+                        seen[token] += 1
+                    before, read = states[time], []
+        halves.append(sums / np.maximum(seen, 1)[:, None])
+        counts += seen
+    responses = np.concatenate(halves, axis=1)
+    expected = PCA(n_components=4, svd_solver="full").fit(np.repeat(responses, counts, axis=0))
+    scores = expected.transform(responses) * (counts > 0)[:, None]
+    scores *= 0.3 / np.sqrt((scores**2 * counts[:, None]).sum() / counts.sum() / 4)
+    signs = np.sign((embedded * scores).sum(0))
+    np.testing.assert_allclose(embedded, scores * signs, rtol=1e-3, atol=1e-4)

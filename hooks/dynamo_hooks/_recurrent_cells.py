@@ -1,0 +1,170 @@
+"""The states of a cell that the model's own loop calls once per step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from dynamo_plugin.errors import CaptureError
+
+from ._recurrent_modules import is_quantised
+
+__all__ = ["StepRecorder", "cell_names", "with_state"]
+
+
+def cell_names(site: str, states: int) -> tuple[str, ...]:
+    """Return the site names of a module's hidden state and, where there are two, cell state.
+
+    >>> cell_names("rnn.layer0", 2)
+    ('rnn.layer0', 'rnn.layer0.cell')
+    """
+    return (site, f"{site}.cell")[:states]
+
+
+def with_state(result: Any, state: Tensor) -> Any:
+    """Return what a cell returned with another hidden state in its place."""
+    if isinstance(result, Tensor):
+        return state
+    if hasattr(result, "_fields"):
+        return type(result)(state, *result[1:])
+    return type(result)((state, *result[1:]))
+
+
+class StepRecorder:
+    """Writes what one cell returns, call by call, into tensors that hold all steps.
+
+    The state of a call is the tensor that it returns, (sample, units...), or the first of a
+    tuple; the cell state is the second, if it has the same shape. Nothing is raised while the
+    model runs, so that the number of calls is known when a fault is reported.
+
+    Parameters
+    ----------
+    name
+        Path of the cell, for messages.
+    samples, steps
+        Size of the padded batch.
+    backwards
+        Whether the model steps from the last step to the first.
+    cell_state
+        Whether cell states are wanted of cells that return them.
+
+    Examples
+    --------
+    >>> import torch
+    >>> recorder = StepRecorder("cell", samples=2, steps=2, backwards=True, cell_state=False)
+    >>> for step in (1.0, 0.0):
+    ...     recorder.read(torch.full((2, 3), step))
+    >>> recorder.states(nn.GRUCell(1, 3))[0][0]
+    tensor([[0., 0., 0.],
+            [1., 1., 1.]])
+    """
+
+    def __init__(
+        self, name: str, *, samples: int, steps: int, backwards: bool, cell_state: bool
+    ) -> None:
+        self.name = name
+        self.samples = samples
+        self.steps = steps
+        self.backwards = backwards
+        self.cell_state = cell_state
+        self._calls = 0
+        self._written: list[Tensor] = []
+        self._fault: str | None = None
+
+    def read(self, result: Any) -> None:
+        """Write what one call returned, so that later in-place work cannot reach it."""
+        call = self._calls
+        self._calls += 1
+        if self._fault is not None or call >= self.steps:
+            return
+        states = self._parts(result)
+        if self._fault is None and call == 0:
+            self._written = [
+                state.new_empty(self.samples, self.steps, *state.shape[1:]) for state in states
+            ]
+        kinds = [(state.shape[1:], state.dtype, state.device) for state in states]
+        before = [(whole.shape[2:], whole.dtype, whole.device) for whole in self._written]
+        if self._fault is None and kinds != before:
+            self._fault = (
+                f"returned {_shown(states)} in call {call}, other than before; expected one "
+                "shape, dtype and device at all steps"
+            )
+        if self._fault is not None:
+            return
+        step = self.steps - 1 - call if self.backwards else call
+        for whole, state in zip(self._written, states, strict=True):
+            whole[:, step] = state.detach()
+
+    def states(self, cell: nn.Module) -> list[Tensor]:
+        """Return the hidden state and, if there is one, the cell state: (sample, time, units...).
+
+        Raises
+        ------
+        CaptureError
+            The cell was not called once per step on the whole batch, or returned no state.
+        """
+        if self._calls != self.steps:
+            raise CaptureError(
+                f"cell {self.name!r} ({type(cell).__name__}) was called {self._calls} times on "
+                f"inputs of {self.steps} steps; expected once per step. {self._reason(cell)}"
+            )
+        if self._fault is not None:
+            raise CaptureError(
+                f"cell {self.name!r} ({type(cell).__name__}) {self._fault}. Choose other modules "
+                "with layers=."
+            )
+        return self._written
+
+    def _parts(self, result: Any) -> list[Tensor]:
+        parts = list(result) if isinstance(result, tuple | list) else [result]
+        state = parts[0] if parts else None
+        where = f"in call {self._calls - 1}"
+        if not isinstance(state, Tensor):
+            self._fault = (
+                f"returned {type(result).__name__} {where}; expected a tensor (sample, units), or "
+                "a tuple with such a tensor first"
+            )
+            return []
+        if state.dim() < 2:
+            self._fault = (
+                f"returned a state of shape {tuple(state.shape)} {where}; expected "
+                f"({self.samples}, units), one row for each sample of the batch. Call it on "
+                "batches, not on single samples"
+            )
+            return []
+        if len(state) != self.samples:
+            self._fault = (
+                f"returned the states of {len(state)} samples {where}, of a batch of "
+                f"{self.samples}. The model drops sequences that have ended, or regroups them; "
+                "keep all of them in the batch, or let those of equal length share one"
+            )
+            return []
+        second = parts[1] if self.cell_state and len(parts) > 1 else None
+        if isinstance(second, Tensor) and second.shape == state.shape:
+            return [state, second]
+        return [state]
+
+    def _reason(self, cell: nn.Module) -> str:
+        if self._fault is not None and self._calls == self.samples * self.steps:
+            reason = "It seems to see one sample at a time: call it on whole batches"
+        elif self._calls > self.steps and self._calls % self.steps == 0:
+            reason = (
+                "Where layers or directions share a cell, or a step takes several calls, a state "
+                "belongs to no single step"
+            )
+        else:
+            reason = "The model steps along something else than its inputs, or stops early"
+        if isinstance(cell, nn.RNNCellBase) or is_quantised(cell):
+            return f"{reason}. Choose other modules with layers=."
+        return (
+            f"{reason}. A module that is neither a recurrent one of torch.nn nor called once per "
+            'step is read by adapter="torch_layers"; or choose other modules with layers=.'
+        )
+
+
+def _shown(states: list[Tensor]) -> str:
+    return " and ".join(
+        f"{str(state.dtype).removeprefix('torch.')} of {tuple(state.shape)} on {state.device}"
+        for state in states
+    )
