@@ -23,6 +23,7 @@ from torch import Tensor, nn
 import dynamo_plugin.recording.batching
 import dynamo_plugin.store._blocking
 from dynamo_plugin.recording import capture
+from dynamo_plugin.recording.reduction import Reduction
 from dynamo_plugin.registry import get_registry
 
 if __name__ in ("__main__", "__mp_main__"):  # also in processes that a capture starts
@@ -73,6 +74,8 @@ def run(
         f"net {n}": partial(Net, 4 + n, outputs if n == models - 1 else 2, n, pause)
         for n in range(models)
     }
+    if "reduce" in options:
+        options["reduce"] = {key: Reduction(**rule) for key, rule in options["reduce"].items()}
     if isinstance(options.get("share"), list):
         options["share"] = tuple(options["share"])
     capture(factories, sequences(equal=equal), **{"batch_size": 4, "progress": False, **options})

@@ -287,3 +287,23 @@ def test_repair_in_processes(captures: Any, content: Content, tmp_path: Path) ->
     assert not captures.run(store, repair=True, workers=2)
     assert verified(store)
     assert content(store) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_damaged_projections_are_fitted_again(
+    captures: Any, content: Content, tmp_path: Path, workers: int
+) -> None:
+    """With the states that they made; the result is whole, if not always the same to the bit."""
+    store = tmp_path / "p"
+    options = {"reduce": {"gru.layer0": {"project": 2, "projection": "pca"}}}
+    assert not captures.run(store, **options)
+    before = content(store)
+    flip(next(store.glob("models/*/reductions/gru.layer0/components/c.0.0")))
+    assert not verified(store)
+    assert not captures.run(store, repair=True, workers=workers, **options)
+    assert verified(store)
+    after = content(store)
+    assert after.keys() == before.keys()
+    changed = {key for key in after if after[key] != before[key]}
+    assert all("gru.layer0" in key for key in changed)

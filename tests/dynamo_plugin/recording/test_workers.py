@@ -1,16 +1,13 @@
-"""Processes that a capture starts: they are replaced when they die, and end when it is killed."""
+"""Processes that a capture starts end with it, also when it is killed."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-Content = Callable[[Path], dict[str, bytes]]
 
 
 def workers_of(pid: int) -> list[int]:
@@ -51,15 +48,3 @@ def test_workers_end_with_a_capture_that_is_killed(captures: Any, tmp_path: Path
     assert len(workers) == 2
     assert running.kill()
     eventually(lambda: not any(map(lives, workers)))
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_is_replaced(
-    captures: Any, content: Content, tmp_path: Path
-) -> None:
-    assert not captures.run(tmp_path / "whole", workers=2)
-    running = captures.begin(tmp_path / "p", workers=2, pause=0.05)
-    eventually(lambda: any((tmp_path / "p").glob("models/*/*/*/c.*")))
-    os.kill(workers_of(running.pid)[0], 9)
-    assert not running.wait()
-    assert content(tmp_path / "p") == content(tmp_path / "whole")
