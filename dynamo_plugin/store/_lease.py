@@ -84,10 +84,10 @@ class Lease:
         name = "begin" if share is None else f"{share.index}-of-{share.count}"
         self._hold = _Hold(location, f"{FOLDER}/{name}.json", share)
         with _LOCK:
+            _LIVE[self._hold.nonce] = self  # first: others look there when they find the lease
             self._acquire()
         self._thread = threading.Thread(target=self._hold.keep, name="dynamo-lease", daemon=True)
         self._thread.start()
-        _LIVE[self._hold.nonce] = self
         # without any input or output: it may run inside the storage's own event loop
         self._finalizer = weakref.finalize(self, self._hold.stop.set)
         self._finalizer.atexit = False

@@ -329,3 +329,23 @@ def test_a_lease_that_cannot_be_taken_is_not_left_behind(monkeypatch: pytest.Mon
         with pytest.raises(StoreError, match="cannot list"):
             Lease(location, Share())
     assert location.children("") == []
+
+
+def test_a_lease_is_held_from_the_moment_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also before the thread that renews it runs, when another thread of this process looks."""
+    place = locate(tmp_path, create=True)
+    tried: list[StoreLocked] = []
+    start = threading.Thread.start
+
+    def start_later(thread: threading.Thread) -> None:
+        if not tried:
+            with pytest.raises(StoreLocked) as caught:
+                Lease(place, None)
+            tried.append(caught.value)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_later)
+    Lease(place, None).release()
+    assert len(tried) == 1
