@@ -16,9 +16,9 @@ from dynamo_plugin.types import SequenceBatch
 from ._calling import LENGTHS_NAMES, Forward
 from ._nnx_arrays import is_abstract, is_array, to_jax, to_torch
 from ._nnx_calls import Calls, callable_modules, watched_calls
-from ._probes import full_probe
+from ._probe_batches import full_probe
+from ._results import select_output
 from ._site_runs import SiteRun
-from ._tensors import select_output
 
 __all__ = ["NNXReading", "outermost_modules", "site_name"]
 

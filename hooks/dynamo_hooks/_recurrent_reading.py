@@ -12,14 +12,17 @@ from torch.nn.utils.rnn import PackedSequence
 from dynamo_plugin.errors import CaptureError
 from dynamo_plugin.types import SequenceBatch
 
+from ._axes import arranged
 from ._calling import Call
-from ._evaluation import Firing, firings
-from ._probes import AxisRole, arranged, full_probe, ragged_probe
+from ._firings import Firing, firings
+from ._probe_batches import full_probe, ragged_probe
+from ._reading import AxisRole
 from ._recurrent_calls import checked_call, read_call
 from ._recurrent_cells import StepRecorder, cell_names
 from ._recurrent_layers import has_cell_state, layer_names, layer_states
 from ._recurrent_modules import runs_sequences
-from ._tensors import close, copied, padded, select_output, stored_state
+from ._results import select_output
+from ._tensors import close, copied, padded, stored_state
 
 __all__ = ["Reading", "Run", "check_repeatable", "mixes_lengths", "second_run"]
 

@@ -19,7 +19,9 @@ from dynamo_plugin.types import (
     TrajectorySpec,
 )
 
-from ._probes import AxisRole, arranged, axis_roles, full_probe, probe_sizes, ragged_probe
+from ._axes import arranged, axis_roles
+from ._probe_batches import full_probe, probe_sizes, ragged_probe
+from ._reading import AxisRole
 from ._tensors import close, dtype_name, storable, stored_state
 
 __all__ = ["Runner", "SiteRun", "described", "recorded"]
@@ -214,7 +216,7 @@ def _axes(
                 f"so that its rows have no fixed size. Expected one axis of time. {mend()}"
             )
         try:
-            axes[label] = axis_roles(one, other, sizes, what=label, unit_axes=None, mend="")
+            axes[label] = axis_roles(one, other, sizes, what=label, mend=lambda: "")
         except CaptureError as error:
             raise CaptureError(f"{str(error).rstrip()} {mend()}") from None
     return axes

@@ -21,11 +21,12 @@ from dynamo_plugin.types import (
     TrajectorySpec,
 )
 
+from ._axes import arranged, axis_roles
 from ._calling import Call, Forward, lengths_parameter
 from ._cell_directions import cells_run_backwards
 from ._evaluation import evaluation_mode
 from ._patterns import matches
-from ._probes import arranged, axis_roles, full_probe, probe_sizes
+from ._probe_batches import full_probe, probe_sizes
 from ._recurrent_modules import chosen_modules, named_modules, recurrent_modules
 from ._recurrent_reading import Reading, Run, check_repeatable, mixes_lengths, second_run
 from ._tensors import dtype_name, storable
@@ -174,6 +175,11 @@ class TorchRecurrentAdapter(Adapter):
             reversed_cells = self._reversed(reading, probe, run)
             reading = replace(reading, reversed_cells=reversed_cells)
             roles = axis_roles(run.output, second.output, [(samples, time), size])
+            if roles.count("unit") > 1:
+                raise CaptureError(
+                    f"the output has shapes {tuple(run.output.shape)}; expected at most one axis "
+                    "of units. Reshape it in forward=."
+                )
             takes_lengths = self.forward is not None or lengths_parameter(model) is not None
             ragged = takes_lengths and mixes_lengths(reading, probe, roles)
         output = arranged(storable(run.output, "the output"), roles)

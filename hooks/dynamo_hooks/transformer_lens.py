@@ -15,12 +15,14 @@ from dynamo_plugin.errors import CaptureError, InvalidInput, UnsupportedModel
 from dynamo_plugin.registry.interfaces import Adapter
 from dynamo_plugin.types import SequenceBatch, Trajectory, TrajectorySpec
 
+from ._axes import axis_roles
 from ._calling import Call, Forward
 from ._evaluation import evaluation_mode
 from ._hook_points import chosen_hooks, hook_points, patterns, residual_stream, watched
-from ._probes import axis_roles, full_probe, probe_sizes
+from ._probe_batches import full_probe, probe_sizes
+from ._results import select_output
 from ._site_runs import SiteRun, described, recorded
-from ._tensors import copied, select_output
+from ._tensors import copied
 from ._wrappers import require_hookable, unwrapped
 
 __all__ = ["TransformerLensAdapter"]
@@ -249,7 +251,7 @@ class _Reading:
         names = []
         for name, first in shapes[0].items():
             with suppress(CaptureError, KeyError):
-                axis_roles(first, shapes[1][name], sizes, unit_axes=None)
+                axis_roles(first, shapes[1][name], sizes)
                 names.append(name)
         return names
 
