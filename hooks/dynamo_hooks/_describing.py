@@ -166,8 +166,8 @@ def _second_run(reading: Reading, probes: _Probes) -> tuple[Run, tuple[int, int]
             fault = error
             continue
         return reading.interpret(seen, batch), (probes.other_samples, time)
-    if fault is not None and (error := reading.fixed_steps_fault(same, fault)) is not None:
-        raise error from fault
+    if fault is not None and (refusal := reading.fixed_steps_fault(same, fault)) is not None:
+        raise refusal from fault
     return reading.run(probes.other(same)), (probes.other_samples, same)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from dynamo_plugin.errors import CaptureError, DynamoError
 from dynamo_plugin.types import SequenceBatch
 
-from ._calling import LENGTHS_NAMES, Forward
+from ._calling import Forward, call_failed, lengths_parameter
 from ._nnx_arrays import is_abstract, is_array, to_jax, to_torch
 from ._nnx_calls import Calls, callable_modules, watched_calls
 from ._probe_batches import full_probe
@@ -80,7 +79,7 @@ class NNXReading:
         """
         values = to_jax(batch.values, "the inputs")
         lengths = to_jax(batch.lengths, "the lengths")
-        name = _lengths_parameter(self.model)
+        name = lengths_parameter(type(self.model).__call__)
         try:
             if self.forward is not None:
                 return self.forward(self.model, values, lengths)
@@ -92,12 +91,8 @@ class NNXReading:
                 way = "forward(model, values, lengths)"
             else:
                 way = "model(values)" if name is None else f"model(values, {name}=lengths)"
-            raise CaptureError(
-                f"{type(self.model).__name__} raised {type(error).__name__}: {error}. It was "
-                f"called as {way} with values of shape {values.shape} and dtype {values.dtype}. "
-                "Where it wants to be called differently, pass "
-                "forward=lambda model, values, lengths: ..."
-            ) from error
+            way = f"as {way} with values of shape {values.shape} and dtype {values.dtype}"
+            raise call_failed(self.model, error, way) from error
 
     def _state(self, name: str, calls: Calls, *, has_time: bool) -> Tensor:
         if has_time and _is_a("RNNCellBase", self.chosen[name]):
@@ -219,11 +214,3 @@ def _is_a(kind: str, module: Any) -> bool:
     from flax import nnx
 
     return isinstance(module, getattr(nnx, kind))
-
-
-def _lengths_parameter(model: Any) -> str | None:
-    try:
-        parameters: Mapping[str, Any] = inspect.signature(type(model).__call__).parameters
-    except (TypeError, ValueError):
-        return None
-    return next((name for name in LENGTHS_NAMES if name in parameters), None)

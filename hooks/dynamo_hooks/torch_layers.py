@@ -142,7 +142,7 @@ class TorchLayersAdapter(Adapter):
             )
 
         takes_lengths = inputs.has_time and (
-            self.forward is not None or lengths_parameter(model) is not None
+            self.forward is not None or lengths_parameter(model.forward) is not None
         )
         with reading_mode(model):
             return describe_reading(read, inputs, adapter=self.name, takes_lengths=takes_lengths)

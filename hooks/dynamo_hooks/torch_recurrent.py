@@ -180,7 +180,7 @@ class TorchRecurrentAdapter(Adapter):
                     f"the output has shapes {tuple(run.output.shape)}; expected at most one axis "
                     "of units. Reshape it in forward=."
                 )
-            takes_lengths = self.forward is not None or lengths_parameter(model) is not None
+            takes_lengths = self.forward is not None or lengths_parameter(model.forward) is not None
             ragged = takes_lengths and mixes_lengths(reading, probe, roles)
         output = arranged(storable(run.output, "the output"), roles)
         axis: RowAxis = "time" if "time" in roles else "sample"
