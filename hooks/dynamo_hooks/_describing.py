@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -30,7 +30,7 @@ R = TypeVar("R", bound=Reading)
 
 
 def describe_reading(
-    read: Callable[[bool, SequenceBatch], R],
+    read: Callable[[bool, SequenceBatch], tuple[R, Any]],
     inputs: SequenceBatch,
     *,
     adapter: str,
@@ -48,7 +48,7 @@ def describe_reading(
     ----------
     read
         Takes `time_first` (the model is to be handed (time, sample, ...) values) and a probe;
-        may run the model on it, and returns what to read, and how.
+        returns what to read, and how, and what it saw when the model ran on the probe.
     inputs
         At least one sample, of the kind that will be recorded.
     adapter
@@ -77,10 +77,9 @@ def describe_reading(
     probes = _Probes.of(inputs)
     faults: list[CaptureError] = []
     for time_first in layouts:
-        reading: R | None = None
         try:
-            reading = read(time_first, probes.first)
-            first = reading.run(probes.first)
+            reading, seen = read(time_first, probes.first)
+            first = reading.interpret(seen, probes.first)
         except CaptureError as error:
             faults.append(error)
             continue

@@ -47,13 +47,17 @@ class LayerReading(Reading):
         *,
         call: Caller,
         select: Select,
-    ) -> LayerReading:
-        """Run the model, and choose places by what was called, in order of return."""
+    ) -> tuple[LayerReading, Any]:
+        """Run the model, and choose places by what was called; watch these in another run.
+
+        `choose` takes the calls of modules in order of return.
+        """
         events = calls_of(model, call, probe)
         places = choose(events)
         paths = [path for path, _ in events]
         calls = {place.path: paths.count(place.path) for place in places.values()}
-        return cls(model, places, calls, call, select, _steps(probe))
+        reading = cls(model, places, calls, call, select, _steps(probe))
+        return reading, reading.watch(probe)
 
     @classmethod
     def described(

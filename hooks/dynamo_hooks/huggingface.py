@@ -114,7 +114,7 @@ class HuggingFaceAdapter(Adapter):
         model = self._checked(model)
         call = self._call()
 
-        def read(time_first: bool, probe: SequenceBatch) -> LayerReading:  # noqa: FBT001
+        def read(time_first: bool, probe: SequenceBatch) -> tuple[LayerReading, Any]:  # noqa: FBT001
             def choose(events: Sequence[Event]) -> dict[str, Place]:
                 if self.layers is None:
                     return block_places(model, call, probe)

@@ -132,7 +132,7 @@ class TorchLayersAdapter(Adapter):
         model = self._checked(model)
         layers = self._chosen(model)
 
-        def read(time_first: bool, probe: SequenceBatch) -> LayerReading:  # noqa: FBT001
+        def read(time_first: bool, probe: SequenceBatch) -> tuple[LayerReading, Any]:  # noqa: FBT001
             return LayerReading.chosen(
                 model,
                 probe,

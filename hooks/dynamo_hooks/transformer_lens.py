@@ -121,8 +121,9 @@ class TransformerLensAdapter(Adapter):
         points = hook_points(model)
         names = self._chosen(model, points)
 
-        def read(time_first: bool, probe: SequenceBatch) -> LensReading:  # noqa: FBT001
-            return self._reading(model, names, time_first=time_first)
+        def read(time_first: bool, probe: SequenceBatch) -> tuple[LensReading, Any]:  # noqa: FBT001
+            reading = self._reading(model, names, time_first=time_first)
+            return reading, reading.watch(probe)
 
         with reading_mode(model, *_inside(model)):
             return describe_reading(
