@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
 
 from dynamo_plugin.errors import CaptureError
 
-__all__ = ["MEND", "StepRecorder"]
+__all__ = ["MEND", "StepRecorder", "fixed_steps_fault"]
 
 MEND = "Choose other modules with layers=."
+"""What to do about a cell that cannot be read."""
+
+
+def fixed_steps_fault(
+    cells: Collection[str], steps: int, fault: CaptureError
+) -> CaptureError | None:
+    """Return why cells cannot be read in a model that takes one number of steps only.
+
+    It may step along something else than its inputs. None where there are no cells.
+    """
+    if not cells:
+        return None
+    return CaptureError(
+        f"cells must be called once per step, whatever the number of steps. On {steps} steps "
+        f"{', '.join(map(repr, cells))} was; on another number: {fault}"
+    )
 
 
 class StepRecorder:

@@ -12,7 +12,7 @@ from dynamo_plugin.errors import CaptureError
 from dynamo_plugin.types import JSON, SequenceBatch
 
 from ._calling import Call
-from ._cell_steps import MEND, StepRecorder
+from ._cell_steps import MEND, StepRecorder, fixed_steps_fault
 from ._firings import Firing, firings
 from ._reading import AxisRole, Reading, Run
 from ._recurrent_calls import checked_call, read_call
@@ -141,12 +141,7 @@ class RecurrentReading(Reading):
 
     def fixed_steps_fault(self, steps: int, fault: CaptureError) -> CaptureError | None:
         """Refuse cells: the model may step along something else than its inputs."""
-        if not self.cells:
-            return None
-        return CaptureError(
-            f"cells must be called once per step, whatever the number of steps. On {steps} steps "
-            f"{', '.join(map(repr, self.cells))} was; on another number: {fault}"
-        )
+        return fixed_steps_fault(self.cells, steps, fault)
 
     def options(self) -> dict[str, JSON]:
         """Return which modules are read, and how."""
