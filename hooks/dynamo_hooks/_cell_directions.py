@@ -19,6 +19,7 @@ from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, sugges
 from dynamo_plugin.types import SequenceBatch
 
 from ._patterns import matches
+from ._probe_batches import next_that_occurs
 from ._reading import Reading, Run
 from ._tensors import close
 
@@ -144,8 +145,7 @@ def with_other_step(probe: SequenceBatch, step: int) -> SequenceBatch:
     values = probe.values.clone()
     now = values[:, step]
     if not values.is_floating_point():
-        known = values.unique()
-        values[:, step] = known[(torch.searchsorted(known, now.contiguous()) + 1) % len(known)]
+        values[:, step] = next_that_occurs(now, values)
         return SequenceBatch(values, probe.lengths)
     steps = values.reshape(-1, values[0, 0].numel())
     distances = torch.cdist(now.reshape(len(now), -1).double(), steps.double())

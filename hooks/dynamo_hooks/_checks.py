@@ -55,7 +55,7 @@ def check_samples_apart(reading: Reading, probe: SequenceBatch, axes: Axes) -> N
     batch = varied(probe)
     try:
         seen = reading.watch(batch)
-    except CaptureError:  # reversed samples may be none that the model knows
+    except CaptureError:  # changed samples may be none that the model takes
         batch = probe
         seen = reading.watch(batch)
     together = axes.arrange(reading.interpret(seen, batch))
@@ -96,29 +96,35 @@ def keeps_padding_out(
         return False
     together, alone = ragged_probe(probe)
     try:
-        mixed = [axes.arrange(reading.run(together))]
-        if not (takes_lengths and _heeds_lengths(reading, together, axes, mixed[0])):
+        batches = [together]
+        if not (takes_lengths and _heeds_lengths(reading, together, axes)):
             if not axes.all_in_time():
                 return False
-            mixed += [axes.arrange(reading.run(batch)) for batch in otherwise_padded(together)]
+            batches += otherwise_padded(together)
         singles = [axes.arrange(reading.run(batch)) for batch in alone]
+        return all(
+            _agree(axes.arrange(reading.run(batch)), singles, alone, axes) for batch in batches
+        )
     except CaptureError:
         return False
-    return all(_agree(run, singles, alone, axes) for run in mixed)
 
 
-def _heeds_lengths(reading: Reading, together: SequenceBatch, axes: Axes, mixed: Run) -> bool:
+def _heeds_lengths(reading: Reading, together: SequenceBatch, axes: Axes) -> bool:
     """Return whether the model gives something else where it is told that nothing is padding.
 
     A user's `forward` is handed the lengths, and may ignore them.
     """
-    longest = together.lengths.max().expand_as(together.lengths).clone()
-    try:
-        full = axes.arrange(reading.run(SequenceBatch(together.values, longest)))
-    except CaptureError:
-        return True
-    pairs = zip(mixed.values(), full.values(), strict=True)
-    return not all(torch.equal(one, other) for (_, one, _), (_, other, _) in pairs)
+    full = together.lengths.max().expand_as(together.lengths).clone()
+    for batch in (together, *otherwise_padded(together)):
+        told = axes.arrange(reading.run(batch)).values()
+        try:
+            untold = axes.arrange(reading.run(SequenceBatch(batch.values, full))).values()
+        except CaptureError:
+            return True
+        triples = zip(told, untold, strict=True)
+        if not all(_same(one, other, source) for (_, one, source), (_, other, _) in triples):
+            return True
+    return False
 
 
 def _agree(mixed: Run, singles: list[Run], alone: list[SequenceBatch], axes: Axes) -> bool:

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from dynamo_plugin.types import SequenceBatch
 
-__all__ = ["full_probe", "otherwise_padded", "probe_sizes", "ragged_probe", "varied"]
+__all__ = [
+    "full_probe",
+    "next_that_occurs",
+    "otherwise_padded",
+    "probe_sizes",
+    "ragged_probe",
+    "varied",
+]
 
 
 def probe_sizes(times: Sequence[int]) -> tuple[int, int]:
@@ -71,13 +79,26 @@ def otherwise_padded(together: SequenceBatch) -> Iterator[SequenceBatch]:
 
 
 def varied(probe: SequenceBatch) -> SequenceBatch:
-    """Return a probe with every second sample reversed, as its samples may all be the same.
+    """Return a probe with every second sample changed, as its samples may all be the same.
 
-    >>> varied(SequenceBatch(torch.tensor([[1, 2], [1, 2]]), torch.tensor([2, 2]))).values
-    tensor([[1, 2],
-            [2, 1]])
+    It is reversed, so that steps differ, and its numbers are halved, or its ids exchanged for
+    others that occur, so that means over steps differ too.
+
+    >>> varied(SequenceBatch(torch.tensor([[1, 2, 2], [1, 2, 2]]), torch.tensor([3, 3]))).values
+    tensor([[1, 2, 2],
+            [1, 1, 2]])
     """
     values = probe.values.clone()
-    axis = 1 if probe.has_time else -1
-    values[1::2] = values[1::2].flip(axis)
+    changed = values[1::2].flip(1 if probe.has_time else -1)
+    values[1::2] = changed / 2 if values.is_floating_point() else next_that_occurs(changed, values)
     return SequenceBatch(values, probe.lengths, has_time=probe.has_time)
+
+
+def next_that_occurs(ids: Tensor, among: Tensor) -> Tensor:
+    """Return for each id the next larger one that occurs, for the largest the smallest.
+
+    >>> next_that_occurs(torch.tensor([3, 9]), torch.tensor([9, 3, 5]))
+    tensor([5, 3])
+    """
+    known: Tensor = among.unique()
+    return known[(torch.searchsorted(known, ids.contiguous()) + 1) % len(known)]

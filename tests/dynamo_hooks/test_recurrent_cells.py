@@ -560,6 +560,23 @@ def test_unreadable_states_are_named() -> None:
             captured(Ignoring(Odd(result)), batch, layers=["cell"])
 
 
+def test_cell_states_must_be_there_on_all_inputs() -> None:
+    class Sometimes(Leaky):
+        def forward(self, x: Tensor, h: Tensor) -> Any:
+            state = super().forward(x, h)
+            return state, state if len(x) == 2 else state[:, :1]
+
+    class Looping(Loop):
+        def forward(self, values: Tensor) -> Tensor:
+            h = values.new_zeros(len(values), 3)
+            for step in values.unbind(1):
+                h = self.cell(step, h)[0]
+            return h
+
+    with pytest.raises(CaptureError, match=r"expected the sites cell, cell\.cell, .* got cell\."):
+        captured(Looping(Sometimes()), batch_of([4, 4]), layers=["cell"], cell_state=True)
+
+
 def test_two_sites_of_one_name_are_refused() -> None:
     class Holder(nn.Module):
         def __init__(self) -> None:
