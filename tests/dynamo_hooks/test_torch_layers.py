@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from dynamo_hooks.torch_layers import TorchLayersAdapter
 from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, UnsupportedModel
+from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.types import SequenceBatch, Trajectory, TrajectorySpec
 
 
@@ -791,6 +792,37 @@ def test_a_changing_number_of_calls_is_refused() -> None:
     spec = adapter.describe(sometimes, batch)
     with pytest.raises(CaptureError, match=r"site 'block': the module ran 0 times .* 1 times"):
         adapter.record(sometimes, other, spec)
+
+
+@pytest.mark.parametrize("time_first", [False, True])
+def test_modules_that_are_called_once_per_step_are_left_to_torch_recurrent(
+    time_first: bool,
+) -> None:
+    class Leaky(nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return 0.5 * h + x
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.core = nn.ModuleDict({"cell": Leaky()})
+
+        def forward(self, values: Tensor) -> Tensor:
+            steps = values.unbind(0 if time_first else 1)
+            h = torch.zeros_like(steps[0])
+            for step in steps:
+                h = self.core["cell"](step, h)
+            return h
+
+    model, batch = Loop(), sequences([4, 4])
+    with pytest.raises(CaptureError, match="called once per step") as caught:
+        captured(model, batch, layers=["core.*"])
+    advice = """adapter="torch_recurrent" with layers=['core.cell']"""
+    assert advice in str(caught.value)
+    chosen = AdapterChoice("torch_recurrent", {"layers": ["core.cell"]}).of(model)
+    spec = chosen.describe(model, batch)
+    states = chosen.record(model, batch, spec).states["core.cell"]
+    torch.testing.assert_close(states[:, 1], 0.5 * batch.values[:, 0] + batch.values[:, 1])
 
 
 def test_scripted_and_compiled_modules() -> None:
