@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import nn
 
-__all__ = ["evaluation_mode", "random_state_kept", "reading_mode"]
+__all__ = ["reading_mode"]
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Put every submodule into evaluation mode, without gradients, and restore each flag.
 
     The flags are set one by one rather than through `model.eval()`, so that models that do work
@@ -32,7 +32,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def random_state_kept(model: nn.Module) -> Iterator[None]:
+def _random_state_kept(model: nn.Module) -> Iterator[None]:
     """Put the random generators of the CPU and of the model's CUDA devices back afterwards.
 
     Threads share them: in any but the main thread they are left alone, since putting them back
@@ -54,7 +54,7 @@ def reading_mode(model: nn.Module, *inside: nn.Module) -> Iterator[None]:
     `inside` are modules that the model runs without owning them.
     """
     with ExitStack() as restored:
-        restored.enter_context(random_state_kept(model))
+        restored.enter_context(_random_state_kept(model))
         for module in (model, *inside):
-            restored.enter_context(evaluation_mode(module))
+            restored.enter_context(_evaluation_mode(module))
         yield

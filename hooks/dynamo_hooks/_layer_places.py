@@ -130,6 +130,6 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError:
         raise CaptureError(
-            f"{type(model).__name__} has no module {path!r}, though it had one when it was "
-            "described. The model changed in between."
+            f"module {path!r} was there when the model was described, and is gone. The model "
+            "changed in between."
         ) from None
