@@ -132,6 +132,8 @@ class TorchRecurrentAdapter(Adapter):
         UnsupportedModel
             The model is scripted, holds a compiled submodule or no recurrent module; or cell
             states are asked of a quantised LSTM.
+        InvalidInput
+            The inputs have no time.
         UnknownName
             A pattern of `layers` or `reversed_cells` matches nothing, or `output` names nothing.
         CaptureError
