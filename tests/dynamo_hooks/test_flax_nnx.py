@@ -252,6 +252,7 @@ def test_cells_that_are_not_called_once_per_step() -> None:
         captured(Decoding(), sequences(2, 2, 3))
 
 
+@pytest.mark.slow
 def test_layout_is_found() -> None:
     class TimeFirst(nnx.Module):
         def __init__(self) -> None:
