@@ -14,7 +14,15 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import CaptureError, DynamoError
 from dynamo_plugin.types import SequenceBatch
 
-__all__ = ["LENGTHS_NAMES", "Call", "Caller", "Forward", "lengths_parameter", "moved"]
+__all__ = [
+    "Call",
+    "Caller",
+    "Forward",
+    "attention_mask",
+    "call_failed",
+    "lengths_parameter",
+    "moved",
+]
 
 Caller = Callable[[nn.Module, SequenceBatch], Any]
 """Runs a model on a batch; `Call`, or an adapter's own."""
@@ -24,7 +32,7 @@ Forward = Callable[[Any, Tensor, Tensor], Any]
 
 # Dtypes of inputs; weights may be stored in others, such as float8.
 _COMPUTED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LENGTHS_NAMES = (
+_LENGTHS_NAMES = (
     "lengths",
     "length",
     "seq_lens",
@@ -34,16 +42,37 @@ LENGTHS_NAMES = (
 )
 
 
-def lengths_parameter(model: nn.Module) -> str | None:
+def lengths_parameter(call: Callable[..., Any]) -> str | None:
     """Return the name under which a model's forward takes the lengths, if it does.
 
-    >>> class Reader(nn.Module):
-    ...     def forward(self, values, seq_lens): ...
-    >>> lengths_parameter(Reader())
+    >>> def forward(values, seq_lens): ...
+    >>> lengths_parameter(forward)
     'seq_lens'
     """
-    parameters = inspect.signature(model.forward).parameters
-    return next((name for name in LENGTHS_NAMES if name in parameters), None)
+    try:
+        parameters = inspect.signature(call).parameters
+    except (TypeError, ValueError):  # some builtins have none
+        return None
+    return next((name for name in _LENGTHS_NAMES if name in parameters), None)
+
+
+def attention_mask(batch: SequenceBatch, device: torch.device) -> Tensor:
+    """Return (sample, time) int64, one at real steps.
+
+    >>> attention_mask(SequenceBatch(torch.zeros(2, 2), torch.tensor([2, 1])), torch.device("cpu"))
+    tensor([[1, 1],
+            [1, 0]])
+    """
+    time = torch.arange(batch.values.shape[1])
+    return (time < batch.lengths[:, None]).to(device=device, dtype=torch.int64)
+
+
+def call_failed(model: object, error: Exception, way: str) -> CaptureError:
+    """Return the error of a model that raised; `way` says how it was called."""
+    return CaptureError(
+        f"{type(model).__name__} raised {type(error).__name__}: {error}. It was called {way}. "
+        "Where it wants to be called differently, pass forward=lambda model, values, lengths: ..."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +101,7 @@ class Call:
         values = moved(batch.values, model)
         if self.time_first:
             values = values.transpose(0, 1).contiguous()
-        name = lengths_parameter(model) if batch.has_time else None
+        name = lengths_parameter(model.forward) if batch.has_time else None
         keywords = dict(self.keywords) if name is None else {**self.keywords, name: batch.lengths}
         try:
             if self.forward is not None:
@@ -91,12 +120,8 @@ class Call:
                 ]
                 way = f"model({', '.join(['values', *shown])})"
             dtype = str(values.dtype).removeprefix("torch.")
-            raise CaptureError(
-                f"{type(model).__name__} raised {type(error).__name__}: {error}. It was called as "
-                f"{way} with values of shape {tuple(values.shape)} and dtype {dtype}. "
-                "Where it wants to be called differently, pass "
-                "forward=lambda model, values, lengths: ..."
-            ) from error
+            way = f"as {way} with values of shape {tuple(values.shape)} and dtype {dtype}"
+            raise call_failed(model, error, way) from error
 
 
 def moved(values: Tensor, model: nn.Module) -> Tensor:

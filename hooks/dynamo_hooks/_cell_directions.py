@@ -8,81 +8,110 @@ that runs forwards, and every call of one that runs backwards.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import Tensor
 
-from dynamo_plugin.errors import CaptureError
+from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, suggest
 from dynamo_plugin.types import SequenceBatch
 
-from ._recurrent_cells import with_state
-from ._recurrent_modules import runs_sequences
-from ._recurrent_reading import Reading, Run
+from ._patterns import matches
+from ._probe_batches import next_that_occurs
+from ._reading import Reading, Run
 from ._tensors import close
 
-__all__ = ["cells_run_backwards", "with_other_step"]
+__all__ = ["Disturb", "cells_run_backwards", "checked_reversed", "moved_state", "with_other_step"]
+
+Disturb: TypeAlias = Callable[[str, bool], AbstractContextManager[None]]
+"""Takes the name of a site and whether at its end; lets it have another state there, so that
+nothing else of the site follows from it: at the last call of a cell, at one step of what a module
+that runs whole sequences returns."""
 
 
-def cells_run_backwards(reading: Reading, probe: SequenceBatch, run: Run) -> frozenset[str]:
-    """Return the paths of the cells that the model calls from the last step to the first.
+def checked_reversed(patterns: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return what a user gave as `reversed_cells`; raises `InvalidInput` if it is a string."""
+    if isinstance(patterns, str):
+        raise InvalidInput(
+            "reversed_cells must be a sequence of patterns, for example ['backward.*']; got "
+            f"{patterns!r}."
+        )
+    return None if patterns is None else tuple(patterns)
+
+
+def cells_run_backwards(
+    reading: Reading,
+    cells: Collection[str],
+    probe: SequenceBatch,
+    run: Run,
+    *,
+    said: Sequence[str] | None = None,
+    sequences: Sequence[str] = (),
+    disturb: Disturb | None = None,
+) -> frozenset[str]:
+    """Return the cells that the model calls from the last step to the first.
 
     Changing the inputs at either end settles the cells that read them. It does not settle those
-    above a bidirectional layer, whose every step has seen all inputs. There the states of modules
-    of known direction are changed instead, at one end each, where nothing else of the module
-    follows from them: at the last call of a cell, at one step of what a module returns.
+    above a bidirectional layer, whose every step has seen all inputs. There the states of sites
+    of known direction are changed instead, where that can be done.
 
     Parameters
     ----------
     reading
         A reading that takes no cell for a reversed one.
+    cells
+        Their sites, in order of computation.
     probe
         Sequences of equal length.
     run
         What the reading gave on the probe.
+    said
+        Patterns over the cells that run backwards, where the user said which do.
+    sequences
+        Names of modules that run whole sequences, whose states can be changed too.
+    disturb
+        Changes a state.
 
     Raises
     ------
     CaptureError
         The direction of a cell does not show.
+    UnknownName
+        A pattern matches no cell.
     """
+    if said is not None:
+        return _as_said(cells, said)
     steps = int(probe.lengths[0])
-    if steps == 1 or not reading.cells:
+    if steps == 1 or not cells:
         return frozenset()
 
     def changes(batch: SequenceBatch) -> dict[str, list[bool]]:
         states = reading.run(batch).states
-        return {name: _changed(run.states[name], states[name]) for name in reading.cells}
+        return {name: _changed(run.states[name], states[name]) for name in cells}
 
     backwards: dict[str, bool] = {}
     after_first, after_last = (changes(with_other_step(probe, step)) for step in (0, steps - 1))
-    for name in reading.cells:
+    for name in cells:
         verdict = _from_inputs(after_first[name], after_last[name])
         if verdict is not None:
             backwards[name] = verdict
     # Per cell, what it did after changes at the first and at the last step.
-    seen: dict[str, tuple[list[list[bool]], list[list[bool]]]] = {
-        name: ([], []) for name in reading.cells
-    }
-    sources = deque(name for name in reading.modules if name not in reading.cells)
-    sources.extend(backwards)
-    while sources and len(backwards) < len(reading.cells):
+    seen: dict[str, tuple[list[list[bool]], list[list[bool]]]] = {name: ([], []) for name in cells}
+    sources = deque([*sequences, *backwards])
+    while disturb is not None and sources and len(backwards) < len(cells):
         source = sources.popleft()
-        module = reading.modules[source]
-        ends = (False, True) if runs_sequences(module) else (not backwards[source],)
-        for at_end in ends:
-            with _other_state(module, steps=steps, at_end=at_end):
+        for at_end in (not backwards[source],) if source in backwards else (False, True):
+            with disturb(source, at_end):
                 for name, changed in changes(probe).items():
                     seen[name][at_end].append(changed)
-        for name in reading.cells:
+        for name in cells:
             verdict = None if name in backwards else _from_states(*seen[name])
             if verdict is not None:
                 backwards[name] = verdict
                 sources.append(name)
-    unsettled = [name for name in reading.cells if name not in backwards]
+    unsettled = [name for name in cells if name not in backwards]
     if unsettled:
         raise CaptureError(
             f"whether the model calls cell {', '.join(map(repr, unsettled))} from the first step "
@@ -92,6 +121,16 @@ def cells_run_backwards(reading: Reading, probe: SequenceBatch, run: Run) -> fro
             "does."
         )
     return frozenset(name for name, reverse in backwards.items() if reverse)
+
+
+def _as_said(cells: Collection[str], said: Sequence[str]) -> frozenset[str]:
+    for pattern in said:
+        if not any(matches(name, pattern) for name in cells):
+            raise UnknownName(
+                f"reversed_cells: {pattern!r} matches no cell that is recorded. "
+                f"{suggest(pattern, cells)}"
+            )
+    return frozenset(name for name in cells if any(matches(name, pattern) for pattern in said))
 
 
 def with_other_step(probe: SequenceBatch, step: int) -> SequenceBatch:
@@ -106,51 +145,18 @@ def with_other_step(probe: SequenceBatch, step: int) -> SequenceBatch:
     values = probe.values.clone()
     now = values[:, step]
     if not values.is_floating_point():
-        known = values.unique()
-        values[:, step] = known[(torch.searchsorted(known, now.contiguous()) + 1) % len(known)]
+        values[:, step] = next_that_occurs(now, values)
         return SequenceBatch(values, probe.lengths)
     steps = values.reshape(-1, values[0, 0].numel())
     distances = torch.cdist(now.reshape(len(now), -1).double(), steps.double())
     if bool((distances.amax(dim=1) > 0).all()):
         values[:, step] = steps[distances.argmax(dim=1)].reshape(now.shape)
     else:
-        values[:, step] = _moved(now)
+        values[:, step] = moved_state(now)
     return SequenceBatch(values, probe.lengths)
 
 
-@contextmanager
-def _other_state(module: nn.Module, *, steps: int, at_end: bool) -> Iterator[None]:
-    """Let a module return another state at its last call; one for sequences, at one step."""
-    calls = 0
-
-    def hook(module: Any, arguments: Any, result: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if not runs_sequences(module):
-            if calls < steps:
-                return None
-            return with_state(result, _moved(result if isinstance(result, Tensor) else result[0]))
-        output, last = result
-        data = output.data if isinstance(output, PackedSequence) else output
-        changed = data.clone()
-        if isinstance(output, PackedSequence):  # all of one length: a row per step and sample
-            samples = int(output.batch_sizes[0])
-            part = changed[-samples:] if at_end else changed[:samples]
-        else:
-            part = changed.select(1 if module.batch_first else 0, -1 if at_end else 0)
-        part.copy_(_moved(part))
-        if isinstance(output, PackedSequence):
-            return output._replace(data=changed), last
-        return changed, last
-
-    handle = module.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _moved(state: Tensor) -> Tensor:
+def moved_state(state: Tensor) -> Tensor:
     """Return other numbers of the same size, which no normalisation over units takes back."""
     units = torch.arange(state.shape[-1], device=state.device).cos()
     return state + (units * state.abs().max().clamp(min=1)).to(state.dtype)

@@ -14,9 +14,10 @@ from dynamo_plugin.errors import CaptureError
 from dynamo_plugin.types import SequenceBatch
 
 from ._calling import Caller
-from ._evaluation import firings
+from ._firings import firings
 from ._layer_choice import Event
-from ._watching import Place, tensor_at
+from ._layer_places import Place
+from ._results import tensor_at
 
 __all__ = ["block_places"]
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dynamo_plugin.errors import CaptureError, DynamoError, InvalidInput
+from dynamo_plugin.errors import DynamoError, InvalidInput
 from dynamo_plugin.types import SequenceBatch
 
-from ._calling import moved
+from ._calling import attention_mask, call_failed, moved
 
 __all__ = ["HuggingFaceCall", "accepts", "weights_kept"]
 
@@ -59,11 +59,7 @@ class HuggingFaceCall:
                 else f"{name}={value}"
                 for name, value in arguments.items()
             )
-            raise CaptureError(
-                f"{type(model).__name__} raised {type(error).__name__}: {error}. It was called "
-                f"with {way}. Where it wants to be called differently, pass "
-                "forward=lambda model, values, lengths: ..."
-            ) from error
+            raise call_failed(model, error, f"with {way}") from error
 
 
 def _arguments(model: nn.Module, batch: SequenceBatch) -> dict[str, Any]:
@@ -94,7 +90,7 @@ def _arguments(model: nn.Module, batch: SequenceBatch) -> dict[str, Any]:
     else:
         arguments[main] = values
     if batch.has_time and accepts(model, "attention_mask"):
-        arguments["attention_mask"] = _real(batch, values.device).long()
+        arguments["attention_mask"] = attention_mask(batch, values.device)
     if accepts(model, "use_cache"):
         arguments["use_cache"] = False
     return arguments
@@ -109,11 +105,6 @@ def _padded_ids(ids: Tensor, lengths: Tensor, model: nn.Module) -> Tensor:
         return ids
     time = torch.arange(ids.shape[1])
     return ids.masked_fill((time >= lengths[:, None]).to(ids.device), token)
-
-
-def _real(batch: SequenceBatch, device: torch.device) -> Tensor:
-    time = torch.arange(batch.values.shape[1])
-    return (time < batch.lengths[:, None]).to(device)
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, sugges
 from dynamo_plugin.types import SequenceBatch
 
 from ._calling import Caller
-from ._evaluation import firings
+from ._firings import firings
+from ._layer_places import Place
 from ._patterns import matches
-from ._watching import Place, Selector
+from ._results import Selector
 
 __all__ = ["Event", "Layers", "calls_of", "chosen_places", "normalised"]
 

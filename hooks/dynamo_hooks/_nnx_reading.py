@@ -1,8 +1,7 @@
-"""One flax.nnx network, the modules that are read, and the way it is called."""
+"""Reading modules of a flax.nnx network."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,26 +10,22 @@ import torch
 from torch import Tensor
 
 from dynamo_plugin.errors import CaptureError, DynamoError
-from dynamo_plugin.types import SequenceBatch
+from dynamo_plugin.types import JSON, SequenceBatch
 
-from ._calling import LENGTHS_NAMES, Forward
+from ._calling import Forward, call_failed, lengths_parameter
+from ._cell_steps import StepRecorder, fixed_steps_fault
 from ._nnx_arrays import is_abstract, is_array, to_jax, to_torch
 from ._nnx_calls import Calls, callable_modules, watched_calls
-from ._probes import full_probe
-from ._site_runs import SiteRun
-from ._tensors import select_output
+from ._nnx_modules import UNSEEN, is_a, state_array
+from ._reading import Reading, Run
+from ._results import select_output
 
-__all__ = ["NNXReading", "outermost_modules", "site_name"]
-
-
-def site_name(path: str, module: Any) -> str:
-    """Return the path of a module; the network itself is called after its class."""
-    return path or type(module).__name__.lower()
+__all__ = ["NNXReading"]
 
 
 @dataclass(frozen=True, slots=True)
-class NNXReading:
-    """Runs a network and reads modules of it."""
+class NNXReading(Reading):
+    """Which modules of a network are read, and how it is called."""
 
     model: Any
     """A copy of the network, in evaluation mode."""
@@ -42,35 +37,75 @@ class NNXReading:
     """The user's own way of calling it."""
     output: str | int | None
     """Which part of its result is the output."""
+    time_first: bool = False
+    """Whether the network wants (time, sample, ...) values."""
+    stepped_cells: frozenset[str] = frozenset()
+    """Sites that the network calls once per step, so that their calls are time."""
+    reversed_cells: frozenset[str] = frozenset()
+    """Those of them that it calls from the last step to the first."""
 
-    def __call__(self, batch: SequenceBatch) -> SiteRun:
-        """Run the network once.
+    def watch(self, batch: SequenceBatch) -> tuple[dict[str, Calls], Any]:
+        """Call the network once; return what its modules did, and its result.
 
         Raises
         ------
         CaptureError
-            A module ran never, several times or inside a transformation, or the network raised.
+            A module ran inside a transformation, or the network raised.
         """
 
         def read(name: str, result: Any) -> Tensor:
-            return to_torch(_result_array(name, self.chosen[name], result), f"site {name!r}")
+            return to_torch(state_array(name, self.chosen[name], result), f"site {name!r}")
 
         with watched_calls(self.chosen, read, forbidden=self.originals) as called:
-            result = self.run(batch)
+            result = self.call(batch)
+        return called, result
+
+    def interpret(self, seen: tuple[dict[str, Calls], Any], batch: SequenceBatch) -> Run:
+        """Return states and output of a call.
+
+        Raises
+        ------
+        CaptureError
+            A module ran never or several times.
+        """
+        called, result = seen
         silent = [name for name in self.chosen if name not in called]
         if silent:
             raise CaptureError(
                 f"module {', '.join(map(repr, silent))} was not called in the forward pass. "
-                f"{_UNSEEN} Choose modules that are called with layers=, or give forward= that "
+                f"{UNSEEN} Choose modules that are called with layers=, or give forward= that "
                 "calls them."
             )
-        states = {
-            name: self._state(name, calls, has_time=batch.has_time)
-            for name, calls in called.items()
-        }
-        return SiteRun(states, self._selected(result))
+        states = {name: self._state(name, calls, batch) for name, calls in called.items()}
+        return Run.of(states, self._output(result))
 
-    def run(self, batch: SequenceBatch) -> Any:
+    def options(self) -> dict[str, JSON]:
+        """Return which modules are cells."""
+        return {
+            "stepped_cells": [*sorted(self.stepped_cells)],
+            "reversed_cells": [*sorted(self.reversed_cells)],
+        }
+
+    def fixed_steps_fault(self, steps: int, fault: CaptureError) -> CaptureError | None:
+        """Refuse cells: the network may step along something else than its inputs."""
+        return fixed_steps_fault(sorted(self.stepped_cells), steps, fault)
+
+    def all_calls(self, batch: SequenceBatch) -> dict[str, Calls]:
+        """Call the network; return path to calls of every module, in order of the first return.
+
+        Their results say whether they ran inside a transformation of JAX.
+        """
+        import jax
+
+        def abstract(_: str, result: Any) -> bool:
+            return any(map(is_abstract, jax.tree.leaves(result)))
+
+        modules = callable_modules(self.model)
+        with watched_calls(modules, abstract, forbidden=self.originals) as called:
+            self.call(batch)
+        return called
+
+    def call(self, batch: SequenceBatch) -> Any:
         """Call the network and return what it returns.
 
         Raises
@@ -78,9 +113,10 @@ class NNXReading:
         CaptureError
             The network raised; says how it was called.
         """
-        values = to_jax(batch.values, "the inputs")
+        given = batch.values.transpose(0, 1).contiguous() if self.time_first else batch.values
+        values = to_jax(given, "the inputs")
         lengths = to_jax(batch.lengths, "the lengths")
-        name = _lengths_parameter(self.model)
+        name = lengths_parameter(type(self.model).__call__) if batch.has_time else None
         try:
             if self.forward is not None:
                 return self.forward(self.model, values, lengths)
@@ -92,23 +128,30 @@ class NNXReading:
                 way = "forward(model, values, lengths)"
             else:
                 way = "model(values)" if name is None else f"model(values, {name}=lengths)"
-            raise CaptureError(
-                f"{type(self.model).__name__} raised {type(error).__name__}: {error}. It was "
-                f"called as {way} with values of shape {values.shape} and dtype {values.dtype}. "
-                "Where it wants to be called differently, pass "
-                "forward=lambda model, values, lengths: ..."
-            ) from error
+            way = f"as {way} with values of shape {values.shape} and dtype {values.dtype}"
+            raise call_failed(self.model, error, way) from error
 
-    def _state(self, name: str, calls: Calls, *, has_time: bool) -> Tensor:
-        if has_time and _is_a("RNNCellBase", self.chosen[name]):
-            steps: list[Tensor] = calls.results
-            if any(step.shape != steps[0].shape for step in steps):
+    def _state(self, name: str, calls: Calls, batch: SequenceBatch) -> Tensor:
+        if name in self.stepped_cells:
+            samples, steps = batch.values.shape[:2]
+            recorder = StepRecorder(
+                name,
+                type(self.chosen[name]).__name__,
+                samples=samples,
+                steps=steps,
+                backwards=name in self.reversed_cells,
+            )
+            for result in calls.results:
+                recorder.read(result)
+            return recorder.states()[0]
+        if batch.has_time and is_a("RNNCellBase", self.chosen[name]):
+            results: list[Tensor] = calls.results
+            if any(result.shape != results[0].shape for result in results):
                 raise CaptureError(
                     f"cell {name!r} returned arrays of different shapes from call to call, so "
-                    "that its calls are not the steps of one recurrence. Choose other modules "
-                    "with layers=."
+                    "that its calls are no axis of one state. Choose other modules with layers=."
                 )
-            return torch.stack(steps)
+            return torch.stack(results)
         if calls.count > 1:
             raise CaptureError(
                 f"module {name!r} was called {calls.count} times in one forward pass; expected "
@@ -117,7 +160,7 @@ class NNXReading:
         state: Tensor = calls.results[0]
         return state
 
-    def _selected(self, result: Any) -> Tensor:
+    def _output(self, result: Any) -> Tensor:
         import jax
 
         def converted(leaf: Any) -> Any:
@@ -129,101 +172,3 @@ class NNXReading:
         output = select_output(jax.tree.map(converted, result), self.output)
         assert isinstance(output, Tensor)  # JAX knows no packed sequences
         return output
-
-
-_UNSEEN = (
-    "What runs inside nnx.jit, nnx.scan, nnx.vmap or nnx.remat runs on copies of the modules, and "
-    "what is called other than as module(...) is not seen either."
-)
-
-
-def outermost_modules(reading: NNXReading, inputs: SequenceBatch) -> dict[str, Any]:
-    """Return the modules that a network itself calls, seen through `nnx.Sequential`.
-
-    `nnx.Dropout` is left out: in evaluation mode it returns what it is given. A network that is
-    itself an `nnx.RNN` or `nnx.Bidirectional` stands for itself.
-
-    Raises
-    ------
-    CaptureError
-        No module is called, or one is called inside a transformation of JAX.
-    """
-    import jax
-
-    modules = callable_modules(reading.model)
-    time = int(inputs.lengths.max()) if inputs.has_time else 0
-
-    def abstract(_: str, result: Any) -> bool:
-        return any(map(is_abstract, jax.tree.leaves(result)))
-
-    with watched_calls(modules, abstract, forbidden=reading.originals) as called:
-        reading.run(full_probe(inputs, samples=2, time=time))
-    transparent = {path for path, each in modules.items() if _is_a("Sequential", each)} | {""}
-    chosen = {
-        path: modules[path]
-        for path, calls in called.items()
-        if path not in transparent
-        and not _is_a("Dropout", modules[path])
-        and any(transparent.issuperset(callers) for callers in calls.callers)
-    }
-    for path in chosen:
-        if any(called[path].results):
-            raise _inside_transformation(path)
-    root = reading.model
-    if not chosen and "" in called and (_is_a("RNN", root) or _is_a("Bidirectional", root)):
-        return {site_name("", root): root}
-    if not chosen:
-        raise CaptureError(
-            f"no module inside {type(root).__name__} was called in the forward pass. {_UNSEEN} "
-            "Call what nnx.jit wraps with forward=, for example "
-            "forward=lambda model, values, lengths: type(model).__call__.__wrapped__(model, "
-            "values), and give states that no module returns a module of their own."
-        )
-    return chosen
-
-
-def _result_array(name: str, module: Any, result: Any) -> Any:
-    """Return the array that is the state of a module, of tuples one entry.
-
-    Recurrent modules return (carry, output), or only the output.
-    """
-    import jax
-
-    if isinstance(result, tuple | list) and result:
-        recurrent = any(_is_a(kind, module) for kind in ("RNNCellBase", "RNN", "Bidirectional"))
-        floating = [
-            each
-            for each in result
-            if is_array(each) and jax.numpy.issubdtype(each.dtype, jax.numpy.floating)
-        ]
-        result = result[-1] if recurrent else (floating or list(result))[0]
-    if not is_array(result):
-        raise CaptureError(
-            f"module {name!r} ({type(module).__name__}) returned {type(result).__name__}; expected "
-            "an array, or a tuple with one. Choose other modules with layers=."
-        )
-    if is_abstract(result):
-        raise _inside_transformation(name)
-    return result
-
-
-def _inside_transformation(name: str) -> CaptureError:
-    return CaptureError(
-        f"module {name!r} runs inside a transformation of JAX (jit, scan, vmap, grad), where "
-        "arrays have no values to record. Choose other modules with layers=, put a cell into an "
-        "nnx.RNN, which is read as a whole, or give forward= that calls the module outside."
-    )
-
-
-def _is_a(kind: str, module: Any) -> bool:
-    from flax import nnx
-
-    return isinstance(module, getattr(nnx, kind))
-
-
-def _lengths_parameter(model: Any) -> str | None:
-    try:
-        parameters: Mapping[str, Any] = inspect.signature(type(model).__call__).parameters
-    except (TypeError, ValueError):
-        return None
-    return next((name for name in LENGTHS_NAMES if name in parameters), None)

@@ -3,11 +3,40 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 from dynamo_plugin.errors import InvalidInput
 
-__all__ = ["matches"]
+__all__ = ["checked_patterns", "matches"]
+
+
+def checked_patterns(layers: Sequence[str] | None, *, example: str) -> tuple[str, ...] | None:
+    """Return the patterns that a user gave, if any.
+
+    Raises
+    ------
+    InvalidInput
+        It is no sequence of at least one pattern.
+
+    Examples
+    --------
+    >>> checked_patterns(["encoder.*"], example="rnn")
+    ('encoder.*',)
+    """
+    if layers is None:
+        return None
+    if (
+        not isinstance(layers, Sequence)
+        or isinstance(layers, str | bytes)
+        or not layers
+        or not all(isinstance(pattern, str) and pattern for pattern in layers)
+    ):
+        raise InvalidInput(
+            f"layers must be a sequence of at least one pattern, for example [{example!r}]; got "
+            f"{layers!r}."
+        )
+    return tuple(layers)
 
 
 def matches(path: str, pattern: str) -> bool:

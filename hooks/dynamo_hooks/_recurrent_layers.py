@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dynamo_plugin.errors import CaptureError
 
-from ._lstm_cell_states import cell_states
 from ._recurrent_calls import Hidden, RecurrentCall, Sequences, sample_first
+from ._recurrent_cell_states import cell_states
 from ._recurrent_modules import is_quantised
 from ._tensors import close
 

@@ -1,47 +1,47 @@
-"""One settled way of reading a model, and what is found out by reading it."""
+"""Reading recurrent modules, and cells that the model steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from dynamo_plugin.errors import CaptureError
-from dynamo_plugin.types import SequenceBatch
+from dynamo_plugin.types import JSON, SequenceBatch
 
 from ._calling import Call
-from ._evaluation import Firing, firings
-from ._probes import AxisRole, arranged, full_probe, ragged_probe
+from ._cell_steps import MEND, StepRecorder, fixed_steps_fault
+from ._firings import Firing, firings
+from ._reading import AxisRole, Reading, Run
 from ._recurrent_calls import checked_call, read_call
-from ._recurrent_cells import StepRecorder, cell_names
 from ._recurrent_layers import has_cell_state, layer_names, layer_states
-from ._recurrent_modules import runs_sequences
-from ._tensors import close, copied, padded, select_output, stored_state
+from ._recurrent_modules import recurrent_modules, runs_sequences
+from ._results import select_output
 
-__all__ = ["Reading", "Run", "check_repeatable", "mixes_lengths", "second_run"]
+__all__ = ["RecurrentReading"]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was seen during one forward pass."""
+
+    fired: Mapping[str, Firing]
+    """Path to what a module did, in order of the first call of each."""
+    recorders: Mapping[nn.Module, StepRecorder]
+    """Cell to what it wrote down step by step."""
+    result: Any = None
+    """What the model returned."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What one forward pass gave."""
-
-    states: dict[str, Tensor]
-    """Site name to (sample, time, units...), in order of computation, contiguous."""
-    source_dtypes: dict[str, str | None]
-    """Site name to the dtype in which the model computed it, where another one is stored."""
-    output: Tensor
-    """As the model returned it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
+class RecurrentReading(Reading):
     """Which modules of a model are read, and how it is called."""
 
+    proves_layout: ClassVar[bool] = True  # modules are seen to get the whole batch, as it should be
+
     model: nn.Module
-    """In evaluation mode, without gradients."""
     modules: Mapping[str, nn.Module]
     """Path to module, in order of computation: recurrent ones, and cells called step by step."""
     call: Call
@@ -58,50 +58,41 @@ class Reading:
         """Path to module for those that are called step by step."""
         return {name: module for name, module in self.modules.items() if not runs_sequences(module)}
 
-    def run(self, batch: SequenceBatch) -> Run:
-        """Run the model once; raises `CaptureError` where it does not behave."""
-        return self._observed(batch)[1]
-
-    def first_run(
-        self, batch: SequenceBatch, *, beside: Mapping[str, nn.Module], all_run: bool
-    ) -> tuple[Reading, Run]:
-        """Run the model once; return the reading of those modules that ran, in their order.
-
-        Parameters
-        ----------
-        batch
-            What the model is shown.
-        beside
-            Modules that messages name if they ran.
-        all_run
-            Whether every module must run, not only one.
+    def narrowed(self, batch: SequenceBatch, *, all_run: bool) -> tuple[RecurrentReading, Seen]:
+        """Call the model once; return the reading of the modules that ran, in their order.
 
         Raises
         ------
         CaptureError
-            The model does not behave, or none of the modules ran.
+            None of them ran, or, where all should, one did not.
         """
-        return self._observed(batch, beside=beside, all_run=all_run, narrow=True)
+        seen = self._watch(batch, beside=recurrent_modules(self.model))
+        running = {name: self.modules[name] for name in seen.fired if name in self.modules}
+        if not running or (all_run and len(running) < len(self.modules)):
+            raise _silent([name for name in self.modules if name not in seen.fired], seen.fired)
+        return replace(self, modules=running), seen
 
-    def _observed(
-        self,
-        batch: SequenceBatch,
-        *,
-        beside: Mapping[str, nn.Module] | None = None,
-        all_run: bool = True,
-        narrow: bool = False,
-    ) -> tuple[Reading, Run]:
+    def watch(self, batch: SequenceBatch) -> Seen:
+        """Call the model once; return what its modules did, and its result."""
+        return self._watch(batch, beside={})
+
+    def _watch(self, batch: SequenceBatch, *, beside: Mapping[str, nn.Module]) -> Seen:
         samples, steps = batch.values.shape[:2]
+        cells = self.cells
+        torch_cells = recurrent_modules(self.model) if cells else {}
         recorders = {
             module: StepRecorder(
                 name,
+                type(module).__name__,
                 samples=samples,
                 steps=steps,
                 backwards=name in self.reversed_cells,
                 cell_state=self.cell_state,
+                mend=MEND if name in torch_cells else _MEND_ANY_MODULE,
             )
-            for name, module in self.cells.items()
+            for name, module in cells.items()
         }
+
         read = set(self.modules.values())
 
         def reader(
@@ -109,130 +100,82 @@ class Reading:
         ) -> Any:
             if module in recorders:
                 return recorders[module].read(result)
-            if module not in read:
+            if module not in read:  # beside them, for messages
                 return None
             again = module.num_layers > 1 or (self.cell_state and has_cell_state(module))
             return read_call(module, arguments, keywords, result, again=again)
 
-        watched = {**(beside or {}), **self.modules}
-        with firings(watched, reader, keep=None if recorders else 1) as fired:
-            result = self.call(self.model, batch)
-        silent = [name for name in self.modules if name not in fired]
-        running = {name: self.modules[name] for name in fired if name in self.modules}
-        if silent and (all_run or not running):
-            raise CaptureError(
-                f"module {', '.join(map(repr, silent))} did not run in the forward pass (those "
-                f"that did: {', '.join(map(repr, fired)) or 'none'}). Hooks see modules that are "
-                "called as module(...), not module.forward(...), and a model must take the same "
-                "path for all inputs; choose with layers= among those that run, or make the model "
-                "run it with forward=."
-            )
-        reading = replace(self, modules=running) if narrow else self
-        return reading, reading._interpreted(result, fired, recorders, batch)
+        with firings({**beside, **self.modules}, reader, keep=None if recorders else 1) as fired:
+            seen = Seen(fired, recorders)
+            seen.result = self.call(self.model, batch)
+        return seen
 
-    def _interpreted(
-        self,
-        result: Any,
-        fired: Mapping[str, Firing],
-        recorders: Mapping[nn.Module, StepRecorder],
-        batch: SequenceBatch,
-    ) -> Run:
-        output = select_output(result, self.output)
-        if isinstance(output, PackedSequence):
-            output = padded(output)[0]
-            if self.call.time_first:
-                output = output.transpose(0, 1)
+    def interpret(self, seen: Seen, batch: SequenceBatch) -> Run:
+        """Return states, (sample, time, units...), and output of a call.
+
+        Raises
+        ------
+        CaptureError
+            A module did not run as it should.
+        """
+        silent = [name for name in self.modules if name not in seen.fired]
+        if silent:
+            raise _silent(silent, seen.fired)
+        output = select_output(seen.result, self.output)
         states: dict[str, Tensor] = {}
-        source_dtypes: dict[str, str | None] = {}
         for name, module in self.modules.items():
-            for site, parts in self._sites(name, module, fired[name], recorders, batch):
-                for label, part in zip(cell_names(site, len(parts)), parts, strict=True):
+            for site, parts in self._sites(name, module, seen, batch):
+                for label, part in zip(_labels(site, len(parts)), parts, strict=True):
                     if label in states:
                         raise CaptureError(
                             f"two sites would be called {label!r}: a module, and the cell state "
                             f"of {site!r}. Choose one of them with layers=."
                         )
-                    states[label], source_dtypes[label] = stored_state(part, f"site {label!r}")
-        return Run(states=states, source_dtypes=source_dtypes, output=copied(output))
+                    states[label] = part
+        return Run.of(states, output)
+
+    def known_axes(self, state: Tensor) -> tuple[AxisRole, ...]:
+        """Return (sample, time, unit, ...): states are put together so."""
+        units: list[AxisRole] = ["unit"] * (state.dim() - 2)
+        return ("sample", "time", *units)
+
+    def fixed_steps_fault(self, steps: int, fault: CaptureError) -> CaptureError | None:
+        """Refuse cells: the model may step along something else than its inputs."""
+        return fixed_steps_fault(self.cells, steps, fault)
+
+    def options(self) -> dict[str, JSON]:
+        """Return which modules are read, and how."""
+        return {
+            "modules": list(self.modules),
+            "reversed_cells": [*sorted(self.reversed_cells)],
+            "cell_state": self.cell_state,
+        }
 
     def _sites(
-        self,
-        name: str,
-        module: nn.Module,
-        firing: Firing,
-        recorders: Mapping[nn.Module, StepRecorder],
-        batch: SequenceBatch,
+        self, name: str, module: nn.Module, seen: Seen, batch: SequenceBatch
     ) -> Iterable[tuple[str, list[Tensor]]]:
-        if module in recorders:
-            return [(name, recorders[module].states(module))]
-        call = checked_call(name, firing, batch)
+        if module in seen.recorders:
+            return [(name, seen.recorders[module].states())]
+        call = checked_call(name, seen.fired[name], batch)
         layers = layer_states(module, call, name, batch.lengths, cell_state=self.cell_state)
         return zip(layer_names(name, len(layers)), layers, strict=True)
 
 
-def check_repeatable(reading: Reading, probe: SequenceBatch, first: Run) -> None:
-    """Run once more and compare.
-
-    Raises
-    ------
-    CaptureError
-        The model is not a function of its inputs.
-    """
-    second = reading.run(probe)
-    pairs = [(name, first.states[name], second.states[name]) for name in first.states]
-    for name, before, after in [*pairs, ("the output", first.output, second.output)]:
-        if not close(before, after):
-            raise CaptureError(
-                f"{name} differs between two runs on the same inputs. The model keeps a state "
-                "between calls or draws random numbers in evaluation mode; give forward= that "
-                "resets it first."
-            )
+_MEND_ANY_MODULE = (
+    "A module that is neither a recurrent one of torch.nn nor called once per step is read by "
+    'adapter="torch_layers"; or choose other modules with layers=.'
+)
 
 
-def second_run(
-    reading: Reading, inputs: SequenceBatch, *, samples: int, times: Sequence[int]
-) -> tuple[Run, tuple[int, int]]:
-    """Run on the first of the given numbers of steps that the model takes; return it, and size.
-
-    Some models take one number of steps only; it stands last.
-
-    Raises
-    ------
-    CaptureError
-        The model takes none; or it steps through cells and takes no other number, so that it may
-        step along something else than its inputs.
-    """
-    for time in times[:-1]:
-        try:
-            return reading.run(full_probe(inputs, samples=samples, time=time)), (samples, time)
-        except CaptureError as error:
-            fault = error
-    if reading.cells:
-        raise CaptureError(
-            f"cells must be called once per step, whatever the number of steps. On {times[-1]} "
-            f"steps {', '.join(map(repr, reading.cells))} was; on another number: {fault}"
-        ) from fault
-    last = full_probe(inputs, samples=samples, time=times[-1])
-    return reading.run(last), (samples, times[-1])
+def _silent(silent: list[str], fired: Iterable[str]) -> CaptureError:
+    return CaptureError(
+        f"module {', '.join(map(repr, silent))} did not run in the forward pass (those that did: "
+        f"{', '.join(map(repr, fired)) or 'none'}). Hooks see modules that are called as "
+        "module(...), not module.forward(...), and a model must take the same path for all "
+        "inputs; choose with layers= among those that run, or make the model run it with forward=."
+    )
 
 
-def mixes_lengths(reading: Reading, probe: SequenceBatch, roles: Sequence[AxisRole]) -> bool:
-    """Return whether padded sequences give what each gives alone, in states and output."""
-    if int(probe.lengths[0]) == 1:
-        return False
-    together, alone = ragged_probe(probe)
-    try:
-        mixed = reading.run(together)
-        singles = [reading.run(batch) for batch in alone]
-        outputs = [arranged(run.output, roles) for run in (mixed, *singles)]
-    except CaptureError:
-        return False
-    for row, (single, batch) in enumerate(zip(singles, alone, strict=True)):
-        real = int(batch.lengths[0])
-        output = outputs[0][row : row + 1]
-        pairs = [(output[:, :real] if "time" in roles else output, outputs[1 + row])]
-        for name, state in single.states.items():
-            pairs.append((mixed.states[name][row : row + 1, :real], state))
-        if not all(close(one, other) for one, other in pairs):
-            return False
-    return True
+def _labels(site: str, states: int) -> tuple[str, ...]:
+    """Return the site names of a module's hidden state and, where there are two, cell state."""
+    return (site, f"{site}.cell")[:states]

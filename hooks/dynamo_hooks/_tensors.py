@@ -1,17 +1,14 @@
-"""From what models return to tensors that a store can hold."""
+"""Tensors in dtypes that a store can hold, and what counts as the same numbers."""
 
 from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from dynamo_plugin.errors import CaptureError, UnknownName, suggest
+from dynamo_plugin.errors import CaptureError
 
-__all__ = ["close", "copied", "dtype_name", "padded", "select_output", "storable", "stored_state"]
+__all__ = ["close", "copied", "dtype_name", "padded", "storable", "stored_state"]
 
 _STORED = {torch.float16: "float16", torch.float32: "float32", torch.float64: "float64"}
 # What NumPy has no dtype for, or what no meta-model is trained on, to one that holds every value.
@@ -27,7 +24,6 @@ _WIDENED = {
     torch.int64: torch.float64,
 }
 _EXACT_INTEGERS = 2**53
-_OUTPUT_KEYS = ("logits", "output", "outputs")
 # Relative to the largest entry. The same kernels on other batch shapes; and other kernels, also
 # with TF32 on accelerators.
 _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -129,72 +125,3 @@ def padded(sequence: PackedSequence) -> tuple[Tensor, Tensor]:
     """Return a packed sequence as (sample, time, ...) in the caller's sample order, and lengths."""
     values, lengths = pad_packed_sequence(sequence, batch_first=True)
     return values, lengths
-
-
-def select_output(result: Any, selector: str | int | None) -> Tensor | PackedSequence:
-    """Find the output tensor in what a model returned.
-
-    A tensor is itself; of a tuple or list the first floating tensor counts; of a mapping the
-    entry `logits`, `output` or `outputs`. A selector (key, attribute or index) overrides that.
-
-    Raises
-    ------
-    UnknownName
-        The selector names nothing in the result.
-    CaptureError
-        Nothing in the result is an output by these rules.
-    """
-    if selector is not None:
-        result = _selected(result, selector)
-    if isinstance(result, Tensor | PackedSequence):
-        return result
-    if selector is None and isinstance(result, Mapping):
-        for key in _OUTPUT_KEYS:
-            if isinstance(result.get(key), Tensor | PackedSequence):
-                found: Tensor | PackedSequence = result[key]
-                return found
-    elif isinstance(result, tuple | list):
-        for item in result:
-            if isinstance(item, PackedSequence) or (
-                isinstance(item, Tensor) and item.is_floating_point()
-            ):
-                return item
-    raise CaptureError(
-        f"the model returned {_described(result)}, in which no output was found. Expected a "
-        "tensor, a tuple or list with a floating tensor, or a mapping with one of the keys "
-        f"{', '.join(_OUTPUT_KEYS)}. Name the part that is the output with output= (a key or an "
-        "index), or return it from forward=."
-    )
-
-
-def _selected(result: Any, selector: str | int) -> Any:
-    if isinstance(selector, int):
-        if isinstance(result, tuple | list) and -len(result) <= selector < len(result):
-            return result[selector]
-        raise UnknownName(
-            f"output={selector} asks for an entry of a tuple or list; "
-            f"the model returned {_described(result)}."
-        )
-    if isinstance(result, Mapping):
-        if selector in result:
-            return result[selector]
-        known = [str(key) for key in result]
-    else:
-        if hasattr(result, selector):
-            return getattr(result, selector)
-        known = [name for name in getattr(result, "_fields", ()) if isinstance(name, str)]
-    raise UnknownName(
-        f"output={selector!r} is not part of what the model returned "
-        f"({_described(result)}). {suggest(selector, known)}"
-    )
-
-
-def _described(result: Any) -> str:
-    kind = type(result).__name__
-    if isinstance(result, Tensor):
-        return f"a tensor of shape {tuple(result.shape)} and dtype {result.dtype}"
-    if isinstance(result, Mapping):
-        return f"{kind} with keys {', '.join(map(str, result)) or '(none)'}"
-    if isinstance(result, tuple | list):
-        return f"{kind} of {', '.join(type(item).__name__ for item in result) or 'nothing'}"
-    return kind

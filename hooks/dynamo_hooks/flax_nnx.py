@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, UnsupportedModel, suggest
+from dynamo_plugin.errors import UnsupportedModel
 from dynamo_plugin.registry.interfaces import Adapter
 from dynamo_plugin.types import SequenceBatch, Trajectory, TrajectorySpec
 
-from ._calling import Forward
+from ._calling import Forward, lengths_parameter
+from ._cell_directions import cells_run_backwards, checked_reversed
+from ._describing import describe_reading
 from ._nnx_arrays import fingerprint
 from ._nnx_calls import callable_modules
-from ._nnx_reading import NNXReading, outermost_modules, site_name
-from ._patterns import matches
-from ._site_runs import described, recorded
+from ._nnx_modules import matching_modules, named_modules, outermost_modules, stepped_cells
+from ._nnx_reading import NNXReading
+from ._patterns import checked_patterns
+from ._reading import Run
+from ._recording import record_reading, still_there
 
 __all__ = ["FlaxNNXAdapter"]
 
@@ -26,8 +31,9 @@ class FlaxNNXAdapter(Adapter):
     By default the modules that the network itself calls, seen through `nnx.Sequential`, without
     `nnx.Dropout`: in a feed-forward network its layers, whose order is the trajectory, in a
     recurrent one its `nnx.RNN`, with one state per step. An `nnx.RNN` that is itself the model is
-    the site `rnn`. A recurrent cell that the network steps in a Python loop is one site, with the
-    output of each call as one step.
+    the site `rnn`. A recurrent cell that the network steps in a Python loop is one site: its calls
+    are time, and whether they run from the last step to the first is found out by changing the
+    inputs at either end. Networks may take (sample, time, ...) or (time, sample, ...) values.
 
     Flax has no hooks, so `__call__` of the classes is exchanged while a network runs. What runs
     inside `nnx.jit`, `jax.lax.scan` and the like has no values to record and is refused; an
@@ -48,6 +54,9 @@ class FlaxNNXAdapter(Adapter):
         must use the model that it is given, which is the copy.
     output
         Key, attribute or index of the output in what the network returns.
+    reversed_cells
+        Patterns over the cells that the network calls from the last step to the first; needed
+        where that does not show.
 
     Examples
     --------
@@ -68,15 +77,12 @@ class FlaxNNXAdapter(Adapter):
         layers: Sequence[str] | None = None,
         forward: Forward | None = None,
         output: str | int | None = None,
+        reversed_cells: Sequence[str] | None = None,
     ) -> None:
-        if isinstance(layers, str) or (layers is not None and not layers):
-            raise InvalidInput(
-                "layers must be a sequence of at least one pattern, for example ['layers.*']; "
-                f"got {layers!r}."
-            )
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = checked_patterns(layers, example="layers.*")
         self.forward = forward
         self.output = output
+        self.reversed_cells = checked_reversed(reversed_cells)
 
     def supports(self, model: object) -> bool:
         """Return whether the model is an `nnx.Module`; flax is not imported to find out."""
@@ -107,13 +113,26 @@ class FlaxNNXAdapter(Adapter):
             its samples.
         """
         copy = self._copied(model)
-        modules = {site_name(path, each): each for path, each in callable_modules(copy).items()}
-        if self.layers is None:
-            reading = self._reading(model, copy, {})
-            chosen = outermost_modules(reading, inputs)
-        else:
-            chosen = self._chosen(modules)
-        return described(self._reading(model, copy, chosen), inputs, adapter=self.name)
+        named = matching_modules(copy, self.layers) if self.layers is not None else {}
+        unread = NNXReading(copy, {}, callable_modules(model), self.forward, self.output)
+
+        def read(time_first: bool, probe: SequenceBatch) -> tuple[NNXReading, Any]:  # noqa: FBT001
+            reading = replace(unread, time_first=time_first)
+            called = reading.all_calls(probe)
+            chosen = named or outermost_modules(copy, called)
+            steps = int(probe.lengths[0])
+            cells = stepped_cells(copy, chosen, called, steps) if inputs.has_time else frozenset()
+            reading = replace(reading, chosen=chosen, stepped_cells=cells)
+            return reading, reading.watch(probe)
+
+        return describe_reading(
+            read,
+            inputs,
+            adapter=self.name,
+            takes_lengths=inputs.has_time
+            and (self.forward is not None or lengths_parameter(type(copy).__call__) is not None),
+            settle=self._with_directions,
+        )
 
     def record(self, model: Any, inputs: SequenceBatch, spec: TrajectorySpec) -> Trajectory:
         """Run the network once and return what its modules and it itself gave, as torch tensors.
@@ -134,16 +153,19 @@ class FlaxNNXAdapter(Adapter):
             The network does not behave as it did when it was described.
         """
         copy = self._copied(model)
-        modules = {site_name(path, each): each for path, each in callable_modules(copy).items()}
-        missing = [site.name for site in spec.sites if site.name not in modules]
-        if missing:
-            raise CaptureError(
-                f"module {missing[0]!r} was there when the model was described, and is gone. The "
-                "model changed in between."
-            )
-        chosen = {site.name: modules[site.name] for site in spec.sites}
-        reading = self._reading(model, copy, chosen)
-        return recorded(reading, inputs, spec, model=type(model).__name__)
+        options: Any = spec.options
+        names = [site.name for site in spec.sites]
+        reading = NNXReading(
+            copy,
+            still_there(named_modules(copy), names, kind="module"),
+            callable_modules(model),
+            self.forward,
+            self.output,
+            time_first=options["time_first"],
+            stepped_cells=frozenset(options["stepped_cells"]),
+            reversed_cells=frozenset(options["reversed_cells"]),
+        )
+        return record_reading(reading, inputs, spec)
 
     def fingerprint(self, model: Any) -> str:
         """Return the SHA-256 of the class and of `nnx.state`, random streams left out."""
@@ -163,18 +185,7 @@ class FlaxNNXAdapter(Adapter):
         )
         return copy
 
-    def _reading(self, model: Any, copy: Any, chosen: Mapping[str, Any]) -> NNXReading:
-        return NNXReading(copy, chosen, callable_modules(model), self.forward, self.output)
-
-    def _chosen(self, modules: Mapping[str, Any]) -> dict[str, Any]:
-        assert self.layers is not None
-        for pattern in self.layers:
-            if not any(matches(name, pattern) for name in modules):
-                raise UnknownName(
-                    f"layers: {pattern!r} matches no module. {suggest(pattern, modules)}"
-                )
-        return {
-            name: module
-            for name, module in modules.items()
-            if any(matches(name, pattern) for pattern in self.layers)
-        }
+    def _with_directions(self, reading: NNXReading, probe: SequenceBatch, run: Run) -> NNXReading:
+        cells = [name for name in run.states if name in reading.stepped_cells]
+        backwards = cells_run_backwards(reading, cells, probe, run, said=self.reversed_cells)
+        return replace(reading, reversed_cells=backwards)

@@ -13,14 +13,15 @@ from dynamo_plugin.registry.interfaces import Adapter
 from dynamo_plugin.types import SequenceBatch, Trajectory, TrajectorySpec
 
 from ._calling import Call, Caller, Forward
-from ._evaluation import evaluation_mode, random_state_kept
-from ._findings import find_out
+from ._describing import describe_reading
+from ._evaluation import reading_mode
 from ._huggingface_blocks import block_places
 from ._huggingface_calls import HuggingFaceCall, accepts, weights_kept
-from ._layer_choice import calls_of, chosen_places, normalised
-from ._layer_reading import LayerReading, specification, trajectory
-from ._tensors import select_output
-from ._watching import Selector
+from ._layer_choice import Event, chosen_places, normalised
+from ._layer_places import Place
+from ._layer_reading import LayerReading
+from ._recording import record_reading
+from ._results import Selector, select_output
 from ._wrappers import require_hookable, unwrapped
 
 __all__ = ["HuggingFaceAdapter"]
@@ -113,22 +114,25 @@ class HuggingFaceAdapter(Adapter):
         model = self._checked(model)
         call = self._call()
 
-        def read(time_first: bool, probe: SequenceBatch) -> LayerReading:  # noqa: FBT001
-            events = calls_of(model, call, probe)
-            if self.layers is None:
-                places = block_places(model, call, probe)
-            else:
-                places = chosen_places(model, self.layers, events)
-            paths = [path for path, _ in events]
-            calls = {place.path: paths.count(place.path) for place in places.values()}
-            return LayerReading(model, places, calls, call, self._select)
+        def read(time_first: bool, probe: SequenceBatch) -> tuple[LayerReading, Any]:  # noqa: FBT001
+            def choose(events: Sequence[Event]) -> dict[str, Place]:
+                if self.layers is None:
+                    return block_places(model, call, probe)
+                return chosen_places(model, self.layers, events)
+
+            return LayerReading.chosen(model, probe, choose, call=call, select=self._select)
 
         takes_lengths = inputs.has_time and (
             self.forward is not None or accepts(model, "attention_mask")
         )
-        with weights_kept(model), random_state_kept(model), evaluation_mode(model):
-            findings = find_out(read, inputs, layouts=[False], takes_lengths=takes_lengths)
-        return specification(self.name, findings, takes_lengths=takes_lengths)
+        with weights_kept(model), reading_mode(model):
+            return describe_reading(
+                read,
+                inputs,
+                adapter=self.name,
+                takes_lengths=takes_lengths,
+                layouts=[False],
+            )
 
     def record(self, model: Any, inputs: SequenceBatch, spec: TrajectorySpec) -> Trajectory:
         """Run the model once and return copies of its states and its output.
@@ -148,8 +152,10 @@ class HuggingFaceAdapter(Adapter):
             The model does not behave as it did when it was described.
         """
         model = self._checked(model)
-        with weights_kept(model), random_state_kept(model), evaluation_mode(model):
-            return trajectory(model, inputs, spec, call=self._call(), select=self._select)
+        call = self._call()
+        reading = LayerReading.described(model, spec, call=call, select=self._select)
+        with weights_kept(model), reading_mode(model):
+            return record_reading(reading, inputs, spec)
 
     def _call(self) -> Caller:
         if self.forward is not None:

@@ -14,13 +14,13 @@ from dynamo_plugin.registry.interfaces import Adapter
 from dynamo_plugin.types import SequenceBatch, Trajectory, TrajectorySpec
 
 from ._calling import Call, Forward, lengths_parameter
-from ._evaluation import evaluation_mode, random_state_kept
-from ._findings import find_out
-from ._known_layouts import known_stages
-from ._layer_choice import Layers, calls_of, chosen_places, normalised
-from ._layer_reading import LayerReading, specification, trajectory
-from ._tensors import select_output
-from ._watching import Selector
+from ._describing import describe_reading
+from ._evaluation import reading_mode
+from ._layer_choice import Layers, chosen_places, normalised
+from ._layer_layouts import known_stages
+from ._layer_reading import LayerReading
+from ._recording import record_reading
+from ._results import Selector, select_output
 from ._wrappers import require_hookable, unwrapped
 
 __all__ = ["TorchLayersAdapter"]
@@ -132,20 +132,20 @@ class TorchLayersAdapter(Adapter):
         model = self._checked(model)
         layers = self._chosen(model)
 
-        def read(time_first: bool, probe: SequenceBatch) -> LayerReading:  # noqa: FBT001
-            call = Call(self.forward, time_first=time_first)
-            events = calls_of(model, call, probe)
-            places = chosen_places(model, layers, events)
-            paths = [path for path, _ in events]
-            calls = {place.path: paths.count(place.path) for place in places.values()}
-            return LayerReading(model, places, calls, call, self._select)
+        def read(time_first: bool, probe: SequenceBatch) -> tuple[LayerReading, Any]:  # noqa: FBT001
+            return LayerReading.chosen(
+                model,
+                probe,
+                lambda events: chosen_places(model, layers, events),
+                call=Call(self.forward, time_first=time_first),
+                select=self._select,
+            )
 
         takes_lengths = inputs.has_time and (
-            self.forward is not None or lengths_parameter(model) is not None
+            self.forward is not None or lengths_parameter(model.forward) is not None
         )
-        with random_state_kept(model), evaluation_mode(model):
-            findings = find_out(read, inputs, takes_lengths=takes_lengths)
-        return specification(self.name, findings, takes_lengths=takes_lengths)
+        with reading_mode(model):
+            return describe_reading(read, inputs, adapter=self.name, takes_lengths=takes_lengths)
 
     def record(self, model: Any, inputs: SequenceBatch, spec: TrajectorySpec) -> Trajectory:
         """Run the model once and return copies of its states and its output.
@@ -166,8 +166,9 @@ class TorchLayersAdapter(Adapter):
         """
         model = self._checked(model)
         call = Call(self.forward, time_first=bool(spec.options["time_first"]))
-        with random_state_kept(model), evaluation_mode(model):
-            return trajectory(model, inputs, spec, call=call, select=self._select)
+        reading = LayerReading.described(model, spec, call=call, select=self._select)
+        with reading_mode(model):
+            return record_reading(reading, inputs, spec)
 
     def _select(self, result: Any) -> Tensor | PackedSequence:
         return select_output(result, self.output)

@@ -9,26 +9,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, UnsupportedModel, suggest
+from dynamo_plugin.errors import InvalidInput, UnsupportedModel
 from dynamo_plugin.registry.interfaces import Adapter
-from dynamo_plugin.types import (
-    JSON,
-    OutputSpec,
-    RowAxis,
-    SequenceBatch,
-    SiteSpec,
-    Trajectory,
-    TrajectorySpec,
-)
+from dynamo_plugin.types import SequenceBatch, Trajectory, TrajectorySpec
 
 from ._calling import Call, Forward, lengths_parameter
-from ._cell_directions import cells_run_backwards
-from ._evaluation import evaluation_mode
-from ._patterns import matches
-from ._probes import arranged, axis_roles, full_probe, probe_sizes
-from ._recurrent_modules import chosen_modules, named_modules, recurrent_modules
-from ._recurrent_reading import Reading, Run, check_repeatable, mixes_lengths, second_run
-from ._tensors import dtype_name, storable
+from ._cell_directions import cells_run_backwards, checked_reversed
+from ._describing import describe_reading
+from ._evaluation import reading_mode
+from ._patterns import checked_patterns
+from ._reading import Run
+from ._recording import record_reading, still_there
+from ._recurrent_disturbing import other_state
+from ._recurrent_modules import (
+    chosen_modules,
+    named_modules,
+    recurrent_modules,
+    runs_sequences,
+)
+from ._recurrent_reading import RecurrentReading, Seen
 from ._wrappers import require_hookable, unwrapped
 
 __all__ = ["TorchRecurrentAdapter"]
@@ -94,21 +93,11 @@ class TorchRecurrentAdapter(Adapter):
         cell_state: bool = False,
         reversed_cells: Sequence[str] | None = None,
     ) -> None:
-        if isinstance(layers, str) or (layers is not None and not layers):
-            raise InvalidInput(
-                f"layers must be a sequence of at least one pattern, for example ['encoder.*']; "
-                f"got {layers!r}."
-            )
-        if isinstance(reversed_cells, str):
-            raise InvalidInput(
-                "reversed_cells must be a sequence of patterns, for example ['backward.*']; got "
-                f"{reversed_cells!r}."
-            )
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = checked_patterns(layers, example="encoder.*")
         self.forward = forward
         self.output = output
         self.cell_state = cell_state
-        self.reversed_cells = None if reversed_cells is None else tuple(reversed_cells)
+        self.reversed_cells = checked_reversed(reversed_cells)
 
     def supports(self, model: object) -> bool:
         """Return whether the model holds recurrent modules or cells of `torch.nn`.
@@ -126,12 +115,10 @@ class TorchRecurrentAdapter(Adapter):
     def describe(self, model: Any, inputs: SequenceBatch) -> TrajectorySpec:
         """Run the model on a few sequences and find out how it takes and returns them.
 
-        The runs use batches whose sample count differs from the number of steps, so that no
-        layout is ever guessed. `options` of the result holds `time_first` (the model takes
-        (time, sample, ...) values), `takes_lengths`, `ragged_batches` (sequences of different
-        lengths may share a batch: each gives what it gives alone), `modules`, `reversed_cells`
-        (which of them the model calls from the last step to the first), `cell_state` and
-        `output_axes`.
+        `options` of the result holds `time_first` (the model takes (time, sample, ...) values),
+        `takes_lengths`, `ragged_batches` (sequences of different lengths may share a batch: each
+        gives what it gives alone), `site_axes`, `output_axes`, `modules`, `reversed_cells` (which
+        of them the model calls from the last step to the first) and `cell_state`.
 
         Parameters
         ----------
@@ -145,13 +132,15 @@ class TorchRecurrentAdapter(Adapter):
         UnsupportedModel
             The model is scripted, holds a compiled submodule or no recurrent module; or cell
             states are asked of a quantised LSTM.
+        InvalidInput
+            The inputs have no time.
         UnknownName
             A pattern of `layers` or `reversed_cells` matches nothing, or `output` names nothing.
         CaptureError
             A recurrent module never runs, runs more than once per forward pass or on another
             number of steps than the inputs have; a cell is not called once per step on the whole
-            batch, or its direction does not show; the model raises, is not a function of its
-            inputs, or returns no readable output.
+            batch, or its direction does not show; samples influence each other; the model
+            raises, is not a function of its inputs, or returns no readable output.
         """
         model = self._checked(model)
         if not inputs.has_time:
@@ -160,53 +149,22 @@ class TorchRecurrentAdapter(Adapter):
                 "recurrent network needs sequences: (sample, time) ids or (sample, time, feature) "
                 "numbers. Add an axis: values[..., None] is one feature per step."
             )
-        time = int(inputs.lengths.max())
-        other_times = [time - 1] if time > 1 else []
-        other_times.append(time + 1)
-        samples, other_samples = probe_sizes([time, *other_times])
-        probe = full_probe(inputs, samples=samples, time=time)
-        with evaluation_mode(model):
-            reading, run = self._find_layout(model, probe)
-            check_repeatable(reading, probe, run)
-            second, size = second_run(
-                reading, inputs, samples=other_samples, times=[*other_times, time]
+        chosen = chosen_modules(model, self.layers)
+
+        def read(time_first: bool, probe: SequenceBatch) -> tuple[RecurrentReading, Seen]:  # noqa: FBT001
+            call = Call(self.forward, time_first=time_first)
+            reading = RecurrentReading(model, chosen, call, self.output, cell_state=self.cell_state)
+            return reading.narrowed(probe, all_run=self.layers is not None)
+
+        with reading_mode(model):
+            return describe_reading(
+                read,
+                inputs,
+                adapter=self.name,
+                takes_lengths=self.forward is not None
+                or lengths_parameter(model.forward) is not None,
+                settle=self._with_directions,
             )
-            reversed_cells = self._reversed(reading, probe, run)
-            reading = replace(reading, reversed_cells=reversed_cells)
-            roles = axis_roles(run.output, second.output, [(samples, time), size])
-            takes_lengths = self.forward is not None or lengths_parameter(model) is not None
-            ragged = takes_lengths and mixes_lengths(reading, probe, roles)
-        output = arranged(storable(run.output, "the output"), roles)
-        axis: RowAxis = "time" if "time" in roles else "sample"
-        units = int(output.shape[-1])
-        options: dict[str, JSON] = {
-            "time_first": reading.call.time_first,
-            "takes_lengths": takes_lengths,
-            "ragged_batches": ragged,
-            "modules": list(reading.modules),
-            "reversed_cells": [*sorted(reversed_cells)],
-            "cell_state": self.cell_state,
-            "output_axes": list(roles),
-        }
-        return TrajectorySpec(
-            adapter=self.name,
-            sites=tuple(
-                SiteSpec(
-                    name,
-                    tuple(state.shape[2:]),
-                    dtype_name(state),
-                    source_dtype=run.source_dtypes[name],
-                )
-                for name, state in run.states.items()
-            ),
-            output=OutputSpec(
-                group=f"output{units}" + ("-per-step" if axis == "time" else ""),
-                shape=(units,),
-                dtype=dtype_name(output),
-                axis=axis,
-            ),
-            options=options,
-        )
 
     def record(self, model: Any, inputs: SequenceBatch, spec: TrajectorySpec) -> Trajectory:
         """Run the model once and return copies of its hidden states and its output.
@@ -228,51 +186,16 @@ class TorchRecurrentAdapter(Adapter):
         """
         model = self._checked(model)
         options: Mapping[str, Any] = spec.options
-        if not options["ragged_batches"] and bool((inputs.lengths != inputs.lengths[0]).any()):
-            raise CaptureError(
-                f"{type(model).__name__} cannot tell padding from data, and was given sequences "
-                f"of {int(inputs.lengths.min())} to {int(inputs.lengths.max())} steps in one "
-                "batch; record sequences of equal length together."
-            )
-        available = named_modules(model)
-        missing = [name for name in options["modules"] if name not in available]
-        if missing:
-            raise CaptureError(
-                f"the model has no module {missing[0]!r}, which it had when it was described. "
-                "The model changed in between."
-            )
-        reading = Reading(
+        reading = RecurrentReading(
             model,
-            {name: available[name] for name in options["modules"]},
-            Call(self.forward, time_first=bool(options["time_first"])),
+            still_there(named_modules(model), options["modules"], kind="module"),
+            Call(self.forward, time_first=options["time_first"]),
             self.output,
-            cell_state=bool(options["cell_state"]),
+            cell_state=options["cell_state"],
             reversed_cells=frozenset(options["reversed_cells"]),
         )
-        with evaluation_mode(model):
-            run = reading.run(inputs)
-        output = arranged(storable(run.output, "the output"), options["output_axes"])
-        found = {
-            name: (tuple(state.shape[2:]), dtype_name(state), run.source_dtypes[name])
-            for name, state in run.states.items()
-        }
-        expected = {site.name: (site.shape, site.dtype, site.source_dtype) for site in spec.sites}
-        if found != expected:
-            raise CaptureError(
-                f"expected the sites {expected} as they were described; got {found}. "
-                "The model changed in between."
-            )
-        leading: tuple[int, ...] = tuple(inputs.values.shape[:2])
-        wanted = (leading if spec.output.axis == "time" else leading[:1]) + spec.output.shape
-        if tuple(output.shape) != wanted or dtype_name(output) != spec.output.dtype:
-            raise CaptureError(
-                f"expected an output of shape {wanted} and dtype {spec.output.dtype}; got "
-                f"{tuple(output.shape)} and {dtype_name(output)}. Per-step outputs must have as "
-                "many steps as the padded inputs."
-            )
-        return Trajectory(
-            states=run.states, outputs={spec.output.group: output}, lengths=inputs.lengths.clone()
-        )
+        with reading_mode(model):
+            return record_reading(reading, inputs, spec)
 
     def _checked(self, given: object) -> nn.Module:
         if not isinstance(given, nn.Module):
@@ -288,36 +211,19 @@ class TorchRecurrentAdapter(Adapter):
             )
         return model
 
-    def _find_layout(self, model: nn.Module, probe: SequenceBatch) -> tuple[Reading, Run]:
-        """Try (sample, time), then (time, sample) inputs; return the reading that fits."""
-        chosen = chosen_modules(model, self.layers)
-        faults: list[CaptureError] = []
-        for time_first in (False, True):
-            call = Call(self.forward, time_first=time_first)
-            reading = Reading(model, chosen, call, self.output, cell_state=self.cell_state)
-            try:
-                return reading.first_run(
-                    probe, beside=recurrent_modules(model), all_run=self.layers is not None
-                )
-            except CaptureError as error:
-                faults.append(error)
-        if str(faults[0]) == str(faults[1]):
-            raise faults[0]
-        raise CaptureError(
-            f"{faults[0]} (Given (time, sample, ...) values instead: {faults[1]})"
-        ) from faults[0]
-
-    def _reversed(self, reading: Reading, probe: SequenceBatch, run: Run) -> frozenset[str]:
-        if self.reversed_cells is None:
-            return cells_run_backwards(reading, probe, run)
-        for pattern in self.reversed_cells:
-            if not any(matches(name, pattern) for name in reading.cells):
-                raise UnknownName(
-                    f"reversed_cells: {pattern!r} matches no cell that is recorded. "
-                    f"{suggest(pattern, reading.cells)}"
-                )
-        return frozenset(
-            name
-            for name in reading.cells
-            if any(matches(name, pattern) for pattern in self.reversed_cells)
+    def _with_directions(
+        self, reading: RecurrentReading, probe: SequenceBatch, run: Run
+    ) -> RecurrentReading:
+        steps = int(probe.lengths[0])
+        backwards = cells_run_backwards(
+            reading,
+            reading.cells,
+            probe,
+            run,
+            said=self.reversed_cells,
+            sequences=[name for name, module in reading.modules.items() if runs_sequences(module)],
+            disturb=lambda name, at_end: other_state(
+                reading.modules[name], steps=steps, at_end=at_end
+            ),
         )
+        return replace(reading, reversed_cells=backwards)

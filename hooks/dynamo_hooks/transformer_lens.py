@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dynamo_plugin.errors import CaptureError, InvalidInput, UnsupportedModel
+from dynamo_plugin.errors import InvalidInput, UnsupportedModel
 from dynamo_plugin.registry.interfaces import Adapter
 from dynamo_plugin.types import SequenceBatch, Trajectory, TrajectorySpec
 
-from ._calling import Call, Forward
-from ._evaluation import evaluation_mode
-from ._hook_points import chosen_hooks, hook_points, patterns, residual_stream, watched
-from ._probes import axis_roles, full_probe, probe_sizes
-from ._site_runs import SiteRun, described, recorded
-from ._tensors import copied, select_output
+from ._calling import Forward
+from ._describing import describe_reading
+from ._evaluation import reading_mode
+from ._lens_hooks import chosen_hooks, hook_points, patterns, residual_stream
+from ._lens_reading import LensReading, shown, takes_mask
+from ._patterns import checked_patterns
+from ._recording import record_reading, still_there
 from ._wrappers import require_hookable, unwrapped
 
 __all__ = ["TransformerLensAdapter"]
-
-_SHOWN = 40
 
 
 class TransformerLensAdapter(Adapter):
@@ -39,6 +34,9 @@ class TransformerLensAdapter(Adapter):
 
     A hook per head, such as `blocks.0.attn.hook_q`, is one row (head, d_head) per step. Attention
     patterns are refused: two of their axes follow time, so that their rows have no fixed size.
+
+    Models without a residual stream are read where `layers` names hooks; their layout, (sample,
+    time, ...) or (time, sample, ...), is found by probing. Those with one take samples first.
 
     Sequences of different lengths share a batch only where padding changes nothing, as in causal
     models. A model whose `forward` takes `attention_mask` is given one where there is padding.
@@ -56,6 +54,7 @@ class TransformerLensAdapter(Adapter):
 
     Examples
     --------
+    >>> import torch
     >>> from transformer_lens import HookedRootModule
     >>> from transformer_lens.hook_points import HookPoint
     >>> class Network(HookedRootModule):
@@ -82,22 +81,19 @@ class TransformerLensAdapter(Adapter):
         forward: Forward | None = None,
         output: str | int | None = None,
     ) -> None:
-        if isinstance(layers, str) or (layers is not None and not layers):
-            raise InvalidInput(
-                "layers must be a sequence of at least one pattern, for example "
-                f"['blocks.*.hook_resid_post']; got {layers!r}."
-            )
-        self.layers = None if layers is None else tuple(layers)
+        self.layers = checked_patterns(layers, example="blocks.*.hook_resid_post")
         self.forward = forward
         self.output = output
 
     def supports(self, model: object) -> bool:
-        """Return whether the model is a module with hook points by name.
+        """Return whether the model has hook points by name, and it is known which to read.
 
-        These are a mapping `hook_dict` and a method `hooks` or `run_with_hooks`; a model that
-        `torch.compile` or `DataParallel` wraps is read through the module inside.
+        Hook points are a mapping `hook_dict` and a method `hooks` or `run_with_hooks`; known is
+        the residual stream, or what `layers` names. A model that `torch.compile` or
+        `DataParallel` wraps is read through the module inside.
         """
-        return isinstance(model, nn.Module) and bool(hook_points(unwrapped(model)))
+        points = hook_points(unwrapped(model)) if isinstance(model, nn.Module) else {}
+        return bool(points) and (self.layers is not None or bool(residual_stream(points)))
 
     def describe(self, model: Any, inputs: SequenceBatch) -> TrajectorySpec:
         """Run the model on a few samples and find out which axes its hooks have.
@@ -123,20 +119,21 @@ class TransformerLensAdapter(Adapter):
         """
         model = self._checked(model)
         points = hook_points(model)
-        reading = _Reading(model, self._chosen(model, points), self.forward, self.output)
+        names = self._chosen(model, points)
 
-        def mend() -> str:
-            try:
-                storable = patterns(reading.storable(points, inputs))
-            except CaptureError:  # the model takes one number of steps only
-                return "Choose other hooks with layers=."
-            return (
-                "Choose other hooks with layers=. Those that can be stored: "
-                f"{', '.join(storable[:_SHOWN])}{', ...' if len(storable) > _SHOWN else ''}."
+        def read(time_first: bool, probe: SequenceBatch) -> tuple[LensReading, Any]:  # noqa: FBT001
+            reading = self._reading(model, names, time_first=time_first)
+            return reading, reading.watch(probe)
+
+        with reading_mode(model, *_inside(model)):
+            return describe_reading(
+                read,
+                inputs,
+                adapter=self.name,
+                takes_lengths=inputs.has_time and (self.forward is not None or takes_mask(model)),
+                # Those of TransformerLens take samples first; others are somebody's own.
+                layouts=[False] if residual_stream(points) else [False, True],
             )
-
-        with _reading_mode(model):
-            return described(reading, inputs, adapter=self.name, mend=mend)
 
     def record(self, model: Any, inputs: SequenceBatch, spec: TrajectorySpec) -> Trajectory:
         """Run the model once and return copies of what passed its hooks, and its output.
@@ -157,17 +154,21 @@ class TransformerLensAdapter(Adapter):
             The model does not behave as it did when it was described.
         """
         model = self._checked(model)
+        names = [site.name for site in spec.sites]
+        reading = self._reading(model, names, time_first=bool(spec.options["time_first"]))
+        with reading_mode(model, *_inside(model)):
+            return record_reading(reading, inputs, spec)
+
+    def _reading(self, model: nn.Module, names: Sequence[str], *, time_first: bool) -> LensReading:
         points = hook_points(model)
-        missing = [site.name for site in spec.sites if site.name not in points]
-        if missing:
-            raise CaptureError(
-                f"hook {missing[0]!r} was there when the model was described, and is gone. The "
-                "model changed in between."
-            )
-        chosen = {site.name: points[site.name] for site in spec.sites}
-        reading = _Reading(model, chosen, self.forward, self.output)
-        with _reading_mode(model):
-            return recorded(reading, inputs, spec, model=type(model).__name__)
+        return LensReading(
+            model,
+            still_there(points, names, kind="hook"),
+            points,
+            self.forward,
+            self.output,
+            time_first=time_first,
+        )
 
     def _checked(self, given: object) -> nn.Module:
         if not isinstance(given, nn.Module) or not hook_points(unwrapped(given)):
@@ -179,97 +180,21 @@ class TransformerLensAdapter(Adapter):
         require_hookable(model)
         return model
 
-    def _chosen(self, model: nn.Module, points: Mapping[str, Any]) -> dict[str, Any]:
+    def _chosen(self, model: nn.Module, points: Mapping[str, Any]) -> list[str]:
         if self.layers is not None:
-            names = chosen_hooks(points, self.layers)
-        elif not (names := residual_stream(points)):
-            shown = patterns(points)
-            more = f", ... ({len(shown)} in all)" if len(shown) > _SHOWN else ""
+            return chosen_hooks(points, self.layers)
+        names = residual_stream(points)
+        if not names:
             raise InvalidInput(
                 f"{type(model).__name__} has no residual stream (no hook "
                 "'blocks.0.hook_resid_post'), so that nothing is recorded by default. Choose "
-                f"hooks with layers=, among: {', '.join(shown[:_SHOWN])}{more}; or read its "
-                "modules instead, with another adapter=."
+                f"hooks with layers=, among: {shown(patterns(points))}; or read its modules "
+                "instead, with another adapter=."
             )
-        return {name: points[name] for name in names}
-
-
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """One model, the hooks that are read, and the way it is called."""
-
-    model: nn.Module
-    points: Mapping[str, Any]
-    forward: Forward | None
-    output: str | int | None
-
-    def __call__(self, batch: SequenceBatch) -> SiteRun:
-        """Run the model once.
-
-        Raises
-        ------
-        CaptureError
-            A hook fired never or several times, or the model raised.
-        """
-        with watched(self.points, copied) as fired:
-            result = self._run(batch)
-        silent = [name for name in self.points if name not in fired]
-        if silent:
-            raise CaptureError(
-                f"hook {', '.join(map(repr, silent))} did not fire in the forward pass. "
-                "TransformerLens switches some hooks on by a setting, such as "
-                "set_use_attn_result(True) for attn.hook_result; other parts of a model run only "
-                "on other inputs. Choose hooks that fire with layers=."
-            )
-        for name, firing in fired.items():
-            if firing.count > 1:
-                raise CaptureError(
-                    f"hook {name!r} fired {firing.count} times in one forward pass; expected "
-                    "once. Choose other hooks with layers=, or give forward= that runs it once."
-                )
-        output = select_output(result, self.output)
-        if not isinstance(output, Tensor):
-            raise CaptureError(
-                f"the output is a {type(output).__name__}; expected a tensor. Return one from "
-                "forward=."
-            )
-        return SiteRun({name: firing.calls[0] for name, firing in fired.items()}, copied(output))
-
-    def storable(self, points: Mapping[str, Any], inputs: SequenceBatch) -> list[str]:
-        """Return the hooks that fire once per pass and have axes that a store can hold."""
-        longest = int(inputs.lengths.max()) if inputs.has_time else 0
-        other = longest - 1 if longest > 1 else longest + (1 if inputs.has_time else 0)
-        sizes = list(zip(probe_sizes([longest, other]), (longest, other), strict=True))
-        one_name_each = {name: points[name] for name in chosen_hooks(points, ["**"])}
-        shapes = []
-        for samples, time in sizes:
-            with watched(one_name_each, lambda tensor: tensor.to("meta")) as fired:
-                self._run(full_probe(inputs, samples=samples, time=time))
-            shapes.append({n: f.calls[0] for n, f in fired.items() if f.count == 1})
-        names = []
-        for name, first in shapes[0].items():
-            with suppress(CaptureError, KeyError):
-                axis_roles(first, shapes[1][name], sizes, unit_axes=None)
-                names.append(name)
         return names
 
-    def _run(self, batch: SequenceBatch) -> Any:
-        accepted = inspect.signature(self.model.forward).parameters
-        keywords: dict[str, Any] = {}
-        if "return_type" in accepted:
-            keywords["return_type"] = "logits"
-        steps = batch.values.shape[1] if batch.has_time else 1
-        if "attention_mask" in accepted and bool((batch.lengths < steps).any()):
-            device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
-            mask = torch.arange(steps)[None, :] < batch.lengths[:, None]
-            keywords["attention_mask"] = mask.to(device=device, dtype=torch.int64)
-        return Call(self.forward, time_first=False, keywords=keywords)(self.model, batch)
 
-
-@contextmanager
-def _reading_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model into evaluation mode, also what a bridge wraps without owning it."""
+def _inside(model: nn.Module) -> list[nn.Module]:
+    """Return what a bridge wraps without owning it."""
     wrapped = getattr(model, "original_model", None)
-    inner = wrapped if isinstance(wrapped, nn.Module) else model
-    with evaluation_mode(model), evaluation_mode(inner):
-        yield
+    return [wrapped] if isinstance(wrapped, nn.Module) else []

@@ -420,8 +420,8 @@ class Every(Loop):
     ("kind", "message"),
     [
         (Twice, r"cell 'cell' \(GRUCell\) was called 8 times on inputs of 4 steps.*share a cell"),
-        (Four, r"whatever the number of steps.*'cell'.*called 4 times on inputs of 5 steps"),
-        (Around, r"whatever the number of steps.*'cell'.*called 4 times on inputs of 5 steps"),
+        (Four, r"'cell' .*called 4 times on inputs of 5 steps.*whatever the number of steps"),
+        (Around, r"'cell' .*called 4 times on inputs of 3 steps.*whatever the number of steps"),
         (Single, r"'cell' .*was called 8 times on inputs of 4 steps.*one sample at a time"),
         (Every, r"'cell' .*was called 2 times on inputs of 4 steps.*stops early"),
     ],
@@ -429,6 +429,18 @@ class Every(Loop):
 def test_cells_that_are_not_called_once_per_step_are_named(kind: type[Loop], message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         captured(kind(), batch_of([4, 4]))
+
+
+def test_cells_that_run_on_one_number_of_steps_only_are_refused() -> None:
+    """Four calls on four steps: nothing shows that they are the steps."""
+
+    class Fixed(Four):
+        def forward(self, values: Tensor) -> Tensor:
+            assert values.shape[1] == 4
+            return super().forward(values)
+
+    with pytest.raises(CaptureError, match=r"On 4 steps 'cell' was; on another number: Fixed"):
+        captured(Fixed(), batch_of([4, 4]))
 
 
 def test_a_changing_number_of_calls_is_named_when_it_happens() -> None:
@@ -454,14 +466,15 @@ def test_a_cell_that_does_not_run_is_named() -> None:
 
     class Silent(Loop):
         def forward(self, values: Tensor) -> Tensor:
-            if len(values) == 1:
+            if bool((values.abs() > 100).any()):
                 return values[:, -1]
             return super().forward(values)
 
     adapter = TorchRecurrentAdapter()
     spec = adapter.describe(Silent(), batch)
+    batch.values[0, 2, 0] = 1000
     with pytest.raises(CaptureError, match=r"'cell' did not run .*same path"):
-        adapter.record(Silent(), batch_of([4]), spec)
+        adapter.record(Silent(), batch, spec)
 
 
 def test_modules_that_are_not_stepped_are_left_to_another_adapter() -> None:
@@ -545,6 +558,23 @@ def test_unreadable_states_are_named() -> None:
     for result, message in cases:
         with pytest.raises(CaptureError, match=rf"cell 'cell' \(Odd\) .*{message}"):
             captured(Ignoring(Odd(result)), batch, layers=["cell"])
+
+
+def test_cell_states_must_be_there_on_all_inputs() -> None:
+    class Sometimes(Leaky):
+        def forward(self, x: Tensor, h: Tensor) -> Any:
+            state = super().forward(x, h)
+            return state, state if len(x) == 2 else state[:, :1]
+
+    class Looping(Loop):
+        def forward(self, values: Tensor) -> Tensor:
+            h = values.new_zeros(len(values), 3)
+            for step in values.unbind(1):
+                h = self.cell(step, h)[0]
+            return h
+
+    with pytest.raises(CaptureError, match=r"expected the sites cell, cell\.cell, .* got cell\."):
+        captured(Looping(Sometimes()), batch_of([4, 4]), layers=["cell"], cell_state=True)
 
 
 def test_two_sites_of_one_name_are_refused() -> None:

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from dynamo_hooks.torch_layers import TorchLayersAdapter
 from dynamo_plugin.errors import CaptureError, InvalidInput, UnknownName, UnsupportedModel
+from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.types import SequenceBatch, Trajectory, TrajectorySpec
 
 
@@ -793,6 +794,37 @@ def test_a_changing_number_of_calls_is_refused() -> None:
         adapter.record(sometimes, other, spec)
 
 
+@pytest.mark.parametrize("time_first", [False, True])
+def test_modules_that_are_called_once_per_step_are_left_to_torch_recurrent(
+    time_first: bool,
+) -> None:
+    class Leaky(nn.Module):
+        def forward(self, x: Tensor, h: Tensor) -> Tensor:
+            return 0.5 * h + x
+
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.core = nn.ModuleDict({"cell": Leaky()})
+
+        def forward(self, values: Tensor) -> Tensor:
+            steps = values.unbind(0 if time_first else 1)
+            h = torch.zeros_like(steps[0])
+            for step in steps:
+                h = self.core["cell"](step, h)
+            return h
+
+    model, batch = Loop(), sequences([4, 4])
+    with pytest.raises(CaptureError, match="called once per step") as caught:
+        captured(model, batch, layers=["core.*"])
+    advice = """adapter="torch_recurrent" with layers=['core.cell']"""
+    assert advice in str(caught.value)
+    chosen = AdapterChoice("torch_recurrent", {"layers": ["core.cell"]}).of(model)
+    spec = chosen.describe(model, batch)
+    states = chosen.record(model, batch, spec).states["core.cell"]
+    torch.testing.assert_close(states[:, 1], 0.5 * batch.values[:, 0] + batch.values[:, 1])
+
+
 def test_scripted_and_compiled_modules() -> None:
     adapter = TorchLayersAdapter(layers=["0"])
     model = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
@@ -1083,7 +1115,7 @@ def test_a_model_that_changed_since_it_was_described_is_refused() -> None:
     wider = nn.Sequential(nn.Linear(2, 4), nn.Tanh())
     with pytest.raises(CaptureError, match=r"expected float32 of shape \(3, 3\).* \(3, 4\)"):
         adapter.record(wider, batch, spec)
-    with pytest.raises(CaptureError, match="has no module '0'"):
+    with pytest.raises(CaptureError, match="'0' was there"):
         adapter.record(nn.Tanh(), batch, spec)
 
 

@@ -309,9 +309,8 @@ def test_output_layouts(shape: Callable[[Tensor], Tensor], axis: str, size: int)
     "reshape",
     [
         lambda s: s.flatten(0, 1),  # (sample * time, unit)
-        lambda s: s[:, -1, :, None],  # two axes of units
         lambda s: s[0, -1],  # no axis of samples
-        lambda s: s[:, -1:, :],
+        lambda s: s @ s.transpose(1, 2),  # two axes of time
     ],
 )
 def test_unreadable_output_layouts_are_refused(reshape: Callable[[Tensor], Tensor]) -> None:
@@ -321,6 +320,17 @@ def test_unreadable_output_layouts_are_refused(reshape: Callable[[Tensor], Tenso
             batch_of([5, 5, 5]),
             forward=lambda model, values, lengths: reshape(model(values)[0]),
         )
+
+
+def test_outputs_may_have_several_axes_of_units() -> None:
+    spec, trajectory = captured(
+        nn.GRU(2, 4, batch_first=True),
+        batch_of([5, 5, 5]),
+        forward=lambda model, values, lengths: model(values)[0].unflatten(-1, (2, 2)),
+    )
+    assert (spec.output.shape, spec.output.axis) == ((2, 2), "time")
+    expected = trajectory.states["gru"].unflatten(-1, (2, 2))
+    torch.testing.assert_close(trajectory.outputs["output2x2-per-step"], expected)
 
 
 def test_ambiguous_output_of_a_fixed_length_model_is_refused() -> None:

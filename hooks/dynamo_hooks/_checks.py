@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dynamo_plugin.errors import CaptureError
 from dynamo_plugin.types import SequenceBatch
 
-from ._probes import ragged_probe
-from ._runs import Axes, Reading, Run
+from ._axes import Axes
+from ._probe_batches import otherwise_padded, ragged_probe, varied
+from ._reading import Reading, Run
 from ._tensors import close
 
 __all__ = ["check_repeatable", "check_samples_apart", "keeps_padding_out"]
@@ -34,6 +33,7 @@ def check_repeatable(reading: Reading, probe: SequenceBatch, first: Run) -> None
         The model is not a function of its inputs.
     """
     second = reading.run(probe)
+    second.check_sites(first.states)
     for (name, before, source), (_, after, _) in zip(first.values(), second.values(), strict=True):
         if not _same(before, after, source):
             raise CaptureError(
@@ -52,14 +52,13 @@ def check_samples_apart(reading: Reading, probe: SequenceBatch, axes: Axes) -> N
         A sample's states depend on which others share its batch, or the model cannot take one
         sample alone.
     """
-    batch = _varied(probe)
+    batch = varied(probe)
     try:
         seen = reading.watch(batch)
-    except CaptureError:  # reversed samples may be none that the model knows
+    except CaptureError:  # changed samples may be none that the model takes
         batch = probe
         seen = reading.watch(batch)
     together = axes.arrange(reading.interpret(seen, batch))
-    quantised = any("quantized" in type(module).__module__ for module in reading.model.modules())
     for row in (0, len(batch.values) - 1):
         one = SequenceBatch(
             batch.values[row : row + 1], batch.lengths[row : row + 1], has_time=batch.has_time
@@ -73,12 +72,14 @@ def check_samples_apart(reading: Reading, probe: SequenceBatch, axes: Axes) -> N
             ) from error
         pairs = zip(together.values(), alone.values(), strict=True)
         for (name, mixed, source), (_, single, _) in pairs:
-            if not _near(mixed[row : row + 1], single, source, quantised=quantised):
+            limit = _limit(reading, mixed.dtype, source)
+            if not _near(mixed[row : row + 1], single, limit):
                 raise CaptureError(
                     f"{name} of a sample depends on the other samples of its batch. The model "
                     "takes its samples along another axis, or normalises over the batch in "
                     "evaluation mode (BatchNorm without running statistics); hand it each batch "
-                    "as it wants it with forward=."
+                    "as it wants it with forward=lambda model, values, lengths: ..., for example "
+                    "model(values.transpose(0, 1))."
                 )
 
 
@@ -87,23 +88,43 @@ def keeps_padding_out(
 ) -> bool:
     """Return whether padded sequences give what each gives alone, in states and output.
 
-    A model that is told the lengths is tried with zeros, the padding that it will see. One that
-    is not must give the same whatever the padding is, and have no states or outputs per sample:
-    those could agree by chance, as a maximum over time does.
+    A model that is told the lengths, and heeds them, is tried with zeros, the padding that it
+    will see. Any other must give the same whatever the padding is, and have no states or outputs
+    per sample: those could agree by chance, as a maximum over time does.
     """
     if not probe.has_time or int(probe.lengths[0]) == 1:
         return False
-    if not takes_lengths and not axes.all_in_time():
-        return False
     together, alone = ragged_probe(probe)
-    batches = [together] if takes_lengths else [together, *_otherwise_padded(together)]
     try:
+        batches = [together]
+        if not (takes_lengths and _heeds_lengths(reading, together, axes)):
+            if not axes.all_in_time():
+                return False
+            batches += otherwise_padded(together)
         singles = [axes.arrange(reading.run(batch)) for batch in alone]
         return all(
             _agree(axes.arrange(reading.run(batch)), singles, alone, axes) for batch in batches
         )
     except CaptureError:
         return False
+
+
+def _heeds_lengths(reading: Reading, together: SequenceBatch, axes: Axes) -> bool:
+    """Return whether the model gives something else where it is told that nothing is padding.
+
+    A user's `forward` is handed the lengths, and may ignore them.
+    """
+    full = together.lengths.max().expand_as(together.lengths).clone()
+    for batch in (together, *otherwise_padded(together)):
+        told = axes.arrange(reading.run(batch)).values()
+        try:
+            untold = axes.arrange(reading.run(SequenceBatch(batch.values, full))).values()
+        except CaptureError:
+            return True
+        triples = zip(told, untold, strict=True)
+        if not all(_same(one, other, source) for (_, one, source), (_, other, _) in triples):
+            return True
+    return False
 
 
 def _agree(mixed: Run, singles: list[Run], alone: list[SequenceBatch], axes: Axes) -> bool:
@@ -118,31 +139,6 @@ def _agree(mixed: Run, singles: list[Run], alone: list[SequenceBatch], axes: Axe
     return True
 
 
-def _otherwise_padded(together: SequenceBatch) -> Iterator[SequenceBatch]:
-    """Yield the batch with steps after the end of its shorter sequence that are not zero."""
-    values, short = together.values, int(together.lengths[1])
-    steps = values.shape[1] - short
-    if values.is_floating_point():
-        large = 3 * values.abs().max().clamp(min=1)
-        signs = torch.ones_like(values[1, short:])
-        signs.view(-1)[::2] = -1
-        paddings = [large * signs, -large * signs]
-    else:
-        paddings = [values.max().expand_as(values[1, short:]), values[0, :steps].flip(0)]
-    for padding in paddings:
-        padded = values.clone()
-        padded[1, short:] = padding
-        yield SequenceBatch(padded, together.lengths)
-
-
-def _varied(probe: SequenceBatch) -> SequenceBatch:
-    """Return the probe with every second sample reversed, as its samples may all be the same."""
-    values = probe.values.clone()
-    axis = 1 if probe.has_time else -1
-    values[1::2] = values[1::2].flip(axis)
-    return SequenceBatch(values, probe.lengths, has_time=probe.has_time)
-
-
 def _same(first: Tensor, second: Tensor, source: str | None) -> bool:
     if source is not None and source.startswith(_ROUNDED):
         # As close as the precision in which they were computed.
@@ -150,14 +146,17 @@ def _same(first: Tensor, second: Tensor, source: str | None) -> bool:
     return close(first, second)
 
 
-def _near(mixed: Tensor, single: Tensor, source: str | None, *, quantised: bool) -> bool:
+def _limit(reading: Reading, dtype: torch.dtype, source: str | None) -> float:
+    modules = reading.model.modules() if isinstance(reading.model, nn.Module) else ()
+    if any("quantized" in type(module).__module__ for module in modules):
+        return _APART_QUANTISED
+    limit = _APART.get(dtype, _APART_ROUNDED)
+    return limit if source is None else max(limit, _APART_ROUNDED)
+
+
+def _near(mixed: Tensor, single: Tensor, limit: float) -> bool:
     if mixed.shape != single.shape or mixed.dtype != single.dtype:
         return False
-    limit = _APART.get(mixed.dtype, _APART_ROUNDED)
-    if source is not None:
-        limit = max(limit, _APART_ROUNDED)
-    if quantised:
-        limit = _APART_QUANTISED
     if mixed.dtype == torch.float16:
         mixed, single = mixed.float(), single.float()
     mixed, single = torch.nan_to_num(mixed), torch.nan_to_num(single)

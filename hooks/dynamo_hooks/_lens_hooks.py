@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dynamo_plugin.errors import CaptureError, UnknownName, suggest
 
-from ._evaluation import Firing
+from ._firings import Firing
 from ._patterns import matches
 
 __all__ = ["chosen_hooks", "hook_points", "patterns", "residual_stream", "watched"]

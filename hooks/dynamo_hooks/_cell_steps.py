@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynamo_plugin.errors import CaptureError
 
-from ._recurrent_modules import is_quantised
+__all__ = ["MEND", "StepRecorder", "fixed_steps_fault"]
 
-__all__ = ["StepRecorder", "cell_names", "with_state"]
+MEND = "Choose other modules with layers=."
+"""What to do about a cell that cannot be read."""
 
 
-def cell_names(site: str, states: int) -> tuple[str, ...]:
-    """Return the site names of a module's hidden state and, where there are two, cell state.
+def fixed_steps_fault(
+    cells: Collection[str], steps: int, fault: CaptureError
+) -> CaptureError | None:
+    """Return why cells cannot be read in a model that takes one number of steps only.
 
-    >>> cell_names("rnn.layer0", 2)
-    ('rnn.layer0', 'rnn.layer0.cell')
+    It may step along something else than its inputs. None where there are no cells.
     """
-    return (site, f"{site}.cell")[:states]
-
-
-def with_state(result: Any, state: Tensor) -> Any:
-    """Return what a cell returned with another hidden state in its place."""
-    if isinstance(result, Tensor):
-        return state
-    if hasattr(result, "_fields"):
-        return type(result)(state, *result[1:])
-    return type(result)((state, *result[1:]))
+    if not cells:
+        return None
+    return CaptureError(
+        f"cells must be called once per step, whatever the number of steps. On {steps} steps "
+        f"{', '.join(map(repr, cells))} was; on another number: {fault}"
+    )
 
 
 class StepRecorder:
@@ -40,30 +39,41 @@ class StepRecorder:
 
     Parameters
     ----------
-    name
-        Path of the cell, for messages.
+    name, kind
+        Path and class of the cell, for messages.
     samples, steps
         Size of the padded batch.
     backwards
         Whether the model steps from the last step to the first.
     cell_state
         Whether cell states are wanted of cells that return them.
+    mend
+        What to do about a module that is not called once per step, for messages.
 
     Examples
     --------
     >>> import torch
-    >>> recorder = StepRecorder("cell", samples=2, steps=2, backwards=True, cell_state=False)
+    >>> recorder = StepRecorder("cell", "GRUCell", samples=2, steps=2, backwards=True)
     >>> for step in (1.0, 0.0):
     ...     recorder.read(torch.full((2, 3), step))
-    >>> recorder.states(nn.GRUCell(1, 3))[0][0]
+    >>> recorder.states()[0][0]
     tensor([[0., 0., 0.],
             [1., 1., 1.]])
     """
 
     def __init__(
-        self, name: str, *, samples: int, steps: int, backwards: bool, cell_state: bool
+        self,
+        name: str,
+        kind: str,
+        *,
+        samples: int,
+        steps: int,
+        backwards: bool = False,
+        cell_state: bool = False,
+        mend: str = MEND,
     ) -> None:
-        self.name = name
+        self.cell = f"cell {name!r} ({kind})"
+        self.mend = mend
         self.samples = samples
         self.steps = steps
         self.backwards = backwards
@@ -96,7 +106,7 @@ class StepRecorder:
         for whole, state in zip(self._written, states, strict=True):
             whole[:, step] = state.detach()
 
-    def states(self, cell: nn.Module) -> list[Tensor]:
+    def states(self) -> list[Tensor]:
         """Return the hidden state and, if there is one, the cell state: (sample, time, units...).
 
         Raises
@@ -106,14 +116,12 @@ class StepRecorder:
         """
         if self._calls != self.steps:
             raise CaptureError(
-                f"cell {self.name!r} ({type(cell).__name__}) was called {self._calls} times on "
-                f"inputs of {self.steps} steps; expected once per step. {self._reason(cell)}"
+                f"{self.cell} was called {self._calls} times on inputs of {self.steps} steps; "
+                f"expected once per step, whatever the number of steps. {self._reason()}. "
+                f"{self.mend}"
             )
         if self._fault is not None:
-            raise CaptureError(
-                f"cell {self.name!r} ({type(cell).__name__}) {self._fault}. Choose other modules "
-                "with layers=."
-            )
+            raise CaptureError(f"{self.cell} {self._fault}. {MEND}")
         return self._written
 
     def _parts(self, result: Any) -> list[Tensor]:
@@ -145,22 +153,15 @@ class StepRecorder:
             return [state, second]
         return [state]
 
-    def _reason(self, cell: nn.Module) -> str:
+    def _reason(self) -> str:
         if self._fault is not None and self._calls == self.samples * self.steps:
-            reason = "It seems to see one sample at a time: call it on whole batches"
-        elif self._calls > self.steps and self._calls % self.steps == 0:
-            reason = (
+            return "It seems to see one sample at a time: call it on whole batches"
+        if self._calls > self.steps and self._calls % self.steps == 0:
+            return (
                 "Where layers or directions share a cell, or a step takes several calls, a state "
                 "belongs to no single step"
             )
-        else:
-            reason = "The model steps along something else than its inputs, or stops early"
-        if isinstance(cell, nn.RNNCellBase) or is_quantised(cell):
-            return f"{reason}. Choose other modules with layers=."
-        return (
-            f"{reason}. A module that is neither a recurrent one of torch.nn nor called once per "
-            'step is read by adapter="torch_layers"; or choose other modules with layers=.'
-        )
+        return "The model steps along something else than its inputs, or stops early"
 
 
 def _shown(states: list[Tensor]) -> str:
