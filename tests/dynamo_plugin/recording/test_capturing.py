@@ -19,10 +19,12 @@ import torch
 import zarr.storage
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from zarr.storage import MemoryStore
 
 import dynamo_plugin.recording.batching
 from dynamo_plugin.errors import (
     CaptureError,
+    IncompleteCapture,
     InvalidInput,
     NonFiniteStates,
     StoreExists,
@@ -499,3 +501,38 @@ def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"{len(LENGTHS)}/{len(LENGTHS)}" in printed.err
     run({"a": Reader()})
     assert capsys.readouterr().err == ""
+
+
+def test_a_site_that_is_zero_throughout_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of zeros are stored like any other; a whole site of them is a dead layer."""
+    monkeypatch.setattr("dynamo_plugin.store._blocking.BLOCK_BYTES", 64)
+    dead, store = Reader(4), MemoryStore()
+    with torch.no_grad():
+        for parameter in dead.rnn.parameters():
+            parameter.zero_()
+    with pytest.raises(CaptureError, match=r"site 'rnn' is zero at every .*allow_zero"):
+        run({"dead": dead}, store=store)
+    with pytest.raises(IncompleteCapture, match="'dead'"):
+        open_population(store)
+    calls: list[int] = []
+    dead.register_forward_hook(lambda *_: calls.append(1))
+    population = run({"dead": dead}, store=store, resume=True, allow_zero=True)
+    described = len(calls)
+    assert not population.states("dead").any()
+    run({"dead": dead}, store=store, resume=True, allow_zero=True)
+    assert len(calls) == 2 * described  # described again, and nothing was recorded anew
+
+    class Late(nn.Module):
+        """Zero on most samples, which is none of our business."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.RNN(1, 2, nonlinearity="relu", bias=False, batch_first=True)
+            nn.init.ones_(self.rnn.get_parameter("weight_ih_l0"))
+
+        def forward(self, values: Tensor) -> Any:
+            return self.rnn(values)[0][:, -1] + values[:, -1]
+
+    values = -torch.ones(40, 5, 1)
+    values[-1, -1] = 3.0
+    assert run({"late": Late()}, values).states("late").max() == 3.0
