@@ -85,7 +85,13 @@ class Lease:
         self._hold = _Hold(location, f"{FOLDER}/{name}.json", share)
         with _LOCK:
             _LIVE[self._hold.nonce] = self  # first: others look there when they find the lease
-            self._acquire()
+            try:
+                self._acquire()
+            except BaseException:
+                self._hold.stop.set()  # what it may have left in the storage is not held
+                with contextlib.suppress(StoreError):
+                    self._hold.clear()
+                raise
         self._thread = threading.Thread(target=self._hold.keep, name="dynamo-lease", daemon=True)
         self._thread.start()
         # without any input or output: it may run inside the storage's own event loop
@@ -108,17 +114,11 @@ class Lease:
             took_over = True
         else:
             raise StoreLocked(f"Several writers compete for {location}. Try again.")
-        try:
-            self._check_others()
-            if took_over:
-                time.sleep(_SETTLING)
-                if not hold.is_ours():
-                    raise StoreLocked(f"Several writers compete for {location}. Try again.")
-        except BaseException:
-            with contextlib.suppress(StoreError):
-                if hold.is_ours():
-                    location.delete_key(hold.key)
-            raise
+        self._check_others()
+        if took_over:
+            time.sleep(_SETTLING)
+            if not hold.is_ours():
+                raise StoreLocked(f"Several writers compete for {location}. Try again.")
 
     def _check_others(self) -> None:
         """Refuse a share that overlaps one of another writer; clear away leases that ended."""
@@ -197,6 +197,12 @@ class _Hold:
         held = _read(self.location, self.key)
         return held is not None and held.nonce == self.nonce
 
+    def clear(self) -> None:
+        """Delete the stored lease if it is still this one; raises `StoreError`."""
+        if self.is_ours():
+            self.location.delete_key(self.key)
+            self.location.prune(FOLDER)
+
     def renew(self) -> None:
         """Write the lease anew, or note that it was lost; raises `StoreError`."""
         with self._turn:
@@ -222,9 +228,7 @@ class _Hold:
                 return
         with contextlib.suppress(StoreError), _LOCK:  # it ends by itself, if need be
             # nobody in this process takes it over between the two steps
-            if self.is_ours():
-                self.location.delete_key(self.key)
-                self.location.prune(FOLDER)
+            self.clear()
 
 
 _LIVE: weakref.WeakValueDictionary[str, Lease] = weakref.WeakValueDictionary()

@@ -105,9 +105,10 @@ def test_components_are_those_of_the_drawn_samples(small_blocks: None) -> None:
         np.testing.assert_allclose(stored, scores, rtol=1e-5, atol=1e-6)
         restored = expected.inverse_transform(scores * signs)
         np.testing.assert_allclose(found.restore(stored), restored, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(
-            found.project(states[:4]), expected.transform(states[:4]) * signs
-        )
+        scores = found.project(states[:4])
+        np.testing.assert_allclose(scores, (states[:4] - found.mean) @ found.matrix.T, rtol=1e-12)
+        expected_scores = expected.transform(states[:4]) * signs
+        np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(kept.outputs("a"), whole.outputs("a"))
 
 
