@@ -90,9 +90,10 @@ def capture(
 
     Models are left as they were found: hooks, `training` flags, gradients and device. Writing
     overlaps computing. Beside interpreter, one model and one forward pass of a batch, memory holds
-    the inputs (nothing, where they are a memory map), 64 MiB of states that wait to be written,
-    one batch of states and, where samples differ in length, one window of 64 MiB and one block of
-    some 4 MiB per site; that does not grow with the number of samples or models.
+    the inputs (nothing, where they are a memory map), 64 MiB of states that wait to be written, at
+    most as much that is kept for the next ones, one batch of states and, where samples differ in
+    length, one window of 64 MiB and one block of some 4 MiB per site; that does not grow with the
+    number of samples or models.
 
     Parameters
     ----------

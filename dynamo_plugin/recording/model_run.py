@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -153,7 +154,8 @@ def _rows(values: Tensor) -> NDArray[Any]:
     every batch, they leave holes that glibc does not fill again, and the process grows.
     """
     rows: NDArray[Any] = values.cpu().numpy()
-    return rows.copy() if rows.nbytes <= COPIED_BYTES else rows
+    in_pages = rows.ctypes.data % mmap.PAGESIZE == 0  # as from `copied`
+    return rows.copy() if rows.nbytes <= COPIED_BYTES and not in_pages else rows
 
 
 def _checked(

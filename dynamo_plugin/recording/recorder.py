@@ -21,6 +21,7 @@ from dynamo_plugin.recording.model_run import OUTPUT, ModelRun, Window
 from dynamo_plugin.recording.options import option_as_json
 from dynamo_plugin.recording.pump import Pump
 from dynamo_plugin.recording.reducing import Reductions, SiteReducer, not_finite
+from dynamo_plugin.registry.copying import recycling
 from dynamo_plugin.store import (
     ArrayBlocks,
     Assembler,
@@ -162,7 +163,7 @@ class Recorder:
         try:
             if model is None:
                 model = self.made(task.source)
-            with self.ready(model):
+            with self.ready(model), recycling():
                 return self._record(model, task, ledger, advance)
         except Exception as error:
             raise named_error(task.id, error) from error

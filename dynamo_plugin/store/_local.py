@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import mmap
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +19,9 @@ import numpy as np
 
 from dynamo_plugin.errors import CorruptBlock, StoreError, StoreExists, StoreNotFound
 from dynamo_plugin.store._location import DOCUMENT_BYTES, LEFTOVER_SUFFIX, Bytes, Location
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +39,7 @@ _WRITE_FLAGS = (
     | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
 )
 _MOST_PIECES = 512  # of one writev; POSIX systems take at least 1,024 but for a few
+_DIRECT_BYTES = 2**20  # less is written through the cache of the system
 _PIECE_BYTES = 2**24  # of one read or write, on systems that know no readv and writev
 
 
@@ -322,7 +328,51 @@ def _read_into(descriptor: int, target: NDArray[np.uint8]) -> int:
 
 def _write_all(descriptor: int, parts: Sequence[Bytes]) -> None:
     """Write all pieces, whatever the system takes at a time."""
-    rest = [memoryview(part).cast("B") for part in parts if len(part)]  # type: ignore[arg-type]
+    pieces = [memoryview(part).cast("B") for part in parts if len(part)]  # type: ignore[arg-type]
+    direct = list(itertools.takewhile(_in_pages, pieces))
+    rest = pieces[len(direct) :]
+    if sum(map(len, direct)) < _DIRECT_BYTES:
+        _write_pieces(descriptor, pieces)
+        return
+    with _past_the_cache(descriptor):
+        try:
+            _write_pieces(descriptor, direct)
+        except OSError as error:  # larger pages than the memory's, or a portion of one was taken
+            if error.errno != errno.EINVAL:
+                raise
+    _write_pieces(descriptor, direct + rest)
+
+
+def _in_pages(piece: memoryview) -> bool:
+    """Return whether a piece is whole pages of memory, which a disk can take as they are."""
+    address = np.frombuffer(piece, dtype=np.uint8).ctypes.data
+    return address % mmap.PAGESIZE == 0 and len(piece) % mmap.PAGESIZE == 0
+
+
+@contextlib.contextmanager
+def _past_the_cache(descriptor: int) -> Iterator[None]:
+    """Have the disk take what is written from where it lies, if the file system can.
+
+    The system would copy every byte into its cache, from which `fsync` has it written all the
+    same, and for which it clears away what others use.
+    """
+    direct = getattr(os, "O_DIRECT", 0)
+    flags = 0
+    if direct:
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
+        try:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
+        except OSError:
+            direct = 0
+    try:
+        yield
+    finally:
+        if direct:
+            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
+
+
+def _write_pieces(descriptor: int, rest: list[memoryview]) -> None:
+    """Write pieces, and take off the list what was written."""
     while rest:
         if hasattr(os, "writev"):
             written = os.writev(descriptor, rest[:_MOST_PIECES])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dynamo_plugin.errors import CaptureError
+from dynamo_plugin.registry.copying import copied
 from dynamo_plugin.types import SequenceBatch
 
 from ._reading import AxisRole, Reading, Run
@@ -67,10 +68,10 @@ class Axes:
         return replace(
             run,
             states={
-                name: arranged(run.states[name], roles, what=f"site {name!r}").contiguous()
+                name: _contiguous(arranged(run.states[name], roles, what=f"site {name!r}"))
                 for name, roles in self.sites.items()
             },
-            output=arranged(run.output, self.output).contiguous(),
+            output=_contiguous(arranged(run.output, self.output)),
         )
 
     def all_in_time(self) -> bool:
@@ -173,3 +174,7 @@ def arranged(tensor: Tensor, roles: Sequence[AxisRole], *, what: str = "the outp
     ]
     tensor = tensor.permute(order)
     return tensor if "unit" in roles else tensor.unsqueeze(-1)
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() else copied(tensor)

@@ -10,10 +10,10 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor, nn
 
 from dynamo_plugin.errors import CaptureError
+from dynamo_plugin.registry.copying import copied
 from dynamo_plugin.types import JSON
 
 from ._results import Selector, tensor_at
-from ._tensors import copied
 
 __all__ = ["Place", "Side", "Watched", "watched"]
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_plugin.errors import CaptureError
+from dynamo_plugin.registry.copying import copied
 from dynamo_plugin.types import SequenceBatch
 
 from ._axes import axis_roles
@@ -21,7 +22,6 @@ from ._lens_hooks import chosen_hooks, patterns, watched
 from ._probe_batches import full_probe, probe_sizes
 from ._reading import Reading, Run
 from ._results import select_output
-from ._tensors import copied
 
 __all__ = ["LensReading", "shown", "takes_mask"]
 

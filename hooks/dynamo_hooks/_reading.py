@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from dynamo_plugin.errors import CaptureError
+from dynamo_plugin.registry.copying import copied
 from dynamo_plugin.types import JSON, SequenceBatch
 
-from ._tensors import copied, padded, storable, stored_state
+from ._tensors import padded, storable, stored_state
 
 __all__ = ["AxisRole", "Reading", "Run"]
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from dynamo_plugin.errors import CaptureError
+from dynamo_plugin.registry.copying import copied
 from dynamo_plugin.types import SequenceBatch
 
 from ._firings import Firing
-from ._tensors import copied
 
 __all__ = ["Hidden", "RecurrentCall", "Sequences", "checked_call", "read_call", "sample_first"]
 

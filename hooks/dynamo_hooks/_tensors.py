@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from dynamo_plugin.errors import CaptureError
 
-__all__ = ["close", "copied", "dtype_name", "padded", "storable", "stored_state"]
+__all__ = ["close", "dtype_name", "padded", "storable", "stored_state"]
 
 _STORED = {torch.float16: "float16", torch.float32: "float32", torch.float64: "float64"}
 # What NumPy has no dtype for, or what no meta-model is trained on, to one that holds every value.
@@ -30,11 +30,6 @@ _TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 _HALF_TOLERANCE = 1e-2
 _LOOSE_TOLERANCE = {torch.float64: 1e-7, torch.float32: 5e-3}
 _LOOSE_HALF_TOLERANCE = 5e-2
-
-
-def copied(tensor: Tensor) -> Tensor:
-    """Return a detached, contiguous copy, so that later in-place work cannot reach it."""
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def storable(tensor: Tensor, name: str) -> Tensor:
