@@ -186,36 +186,44 @@ class ArrayReader:
 
     def _values(self, blocks: Sequence[int]) -> Iterator[tuple[int, NDArray[Any]]]:
         """Return number and values (row, *row shape) of each block in turn, checked."""
-        location, layout = self.blocks.location, self.layout
+        location, layout, cache = self.blocks.location, self.layout, self._cache
+        path, dtype, shape = layout.path, layout.stored_dtype, (-1, *layout.row_shape)
         stamps: dict[int, object | None] = {}
+        mapped: dict[int, NDArray[Any]] = {}
 
         def unknown() -> Iterator[int]:
             for block in blocks:  # lazily: their number is only what the store declares
-                stamps[block] = location.stamp(chunk_key(layout, block))
-                if not self._cache.knows(self._key(block), stamps[block]):
+                stamps[block] = stamp = location.stamp(chunk_key(layout, block))
+                if (found := cache.mapped((path, block), stamp)) is not None:
+                    mapped[block] = found
+                elif not cache.knows((path, block), stamp):
                     yield block
 
         records = {record.block: record for record in self._records(unknown())}
         for block in blocks:
-            key = self._key(block)
-            data = None if block in records else self._cache.get(key, stamps[block])
-            if data is None:
+            values = mapped.get(block)
+            if values is None and block not in records:
+                values = cache.get((path, block), stamps[block])
+            if values is None:
                 record = records.get(block) or self._records([block])[0]
-                data = location.map(chunk_key(layout, block), record.size)
-                mapped = data is not None
-                if data is None:
-                    data = location.get(chunk_key(layout, block), limit=record.size)
+                data, is_map = self._load(block, record.size)
                 stamp = stamps[block]
                 # known, but perhaps replaced since that was asked
                 same = stamp is not None and stamp == location.stamp(chunk_key(layout, block))
                 if block in records or not same:
                     self._check(record, data)
                 assert data is not None
-                self._cache.put(key, stamps[block], data, mapped=mapped)
-            yield block, data.view(layout.stored_dtype).reshape(-1, *layout.row_shape)
+                values = data.view(dtype).reshape(shape)
+                cache.put((path, block), stamp, values, mapped=is_map)
+            yield block, values
 
-    def _key(self, block: int) -> tuple[str, int]:
-        return self.layout.path, block
+    def _load(self, block: int, size: int) -> tuple[NDArray[np.uint8] | None, bool]:
+        """Return the bytes of a block, not checked, and whether they are a memory map."""
+        key = chunk_key(self.layout, block)
+        data = self.blocks.location.map(key, size)
+        if data is not None:
+            return data, True
+        return self.blocks.location.get(key, limit=size), False
 
     def _records(self, blocks: Iterable[int]) -> list[BlockRecord]:
         """Return the records of some blocks, all of which are there and of their size.

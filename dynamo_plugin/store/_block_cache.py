@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 __all__ = ["BlockCache"]
@@ -28,7 +27,7 @@ class BlockCache:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._checked: dict[tuple[str, int], object] = {}
-        self._blocks: OrderedDict[tuple[str, int], tuple[NDArray[np.uint8], bool]] = OrderedDict()
+        self._blocks: OrderedDict[tuple[str, int], tuple[NDArray[Any], bool]] = OrderedDict()
         self._loaded = 0
 
     def knows(self, key: tuple[str, int], stamp: object | None) -> bool:
@@ -38,16 +37,26 @@ class BlockCache:
                 return key in self._blocks
             return self._checked.get(key) == stamp
 
-    def get(self, key: tuple[str, int], stamp: object | None) -> NDArray[np.uint8] | None:
+    def get(self, key: tuple[str, int], stamp: object | None) -> NDArray[Any] | None:
         """Return a block that is still at hand."""
+        found = self._find(key, stamp)
+        return None if found is None else found[0]
+
+    def mapped(self, key: tuple[str, int], stamp: object | None) -> NDArray[Any] | None:
+        """Return a block that is still at hand and takes no memory."""
+        found = self._find(key, stamp)
+        return found[0] if found is not None and found[1] else None
+
+    def _find(self, key: tuple[str, int], stamp: object | None) -> tuple[NDArray[Any], bool] | None:
         with self._lock:
-            if key not in self._blocks or self._checked.get(key) != stamp:
+            found = self._blocks.get(key)
+            if found is None or self._checked.get(key) != stamp:
                 return None
             self._blocks.move_to_end(key)
-            return self._blocks[key][0]
+            return found
 
     def put(
-        self, key: tuple[str, int], stamp: object | None, data: NDArray[np.uint8], *, mapped: bool
+        self, key: tuple[str, int], stamp: object | None, data: NDArray[Any], *, mapped: bool
     ) -> None:
         """Keep a block that was checked."""
         with self._lock:

@@ -270,8 +270,8 @@ class ArrayBlocks:
 
 def chunk_key(layout: ArrayLayout, block: int) -> str:
     """Return where the data of a block lie."""
-    parts = ["c", str(block), *["0"] * len(layout.row_shape)]
-    return f"{layout.path}/{layout.separator.join(parts)}"
+    separator = layout.separator
+    return f"{layout.path}/c{separator}{block}" + f"{separator}0" * (len(layout.shape) - 1)
 
 
 def record_key(layout: ArrayLayout, block: int) -> str:
