@@ -26,7 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,24 @@ def main() -> None:
     experiments = [*NETWORKS, "reading"]
     parser.add_argument("--only", nargs="+", choices=experiments, default=experiments)
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of every way")
+    parser.add_argument("--batches", type=int, help="batches of each model; by default many")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of the forward pass")
     parser.add_argument("--folder", type=Path, help="where to write; by default a temporary folder")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     print(describe_machine(arguments.threads))
+    batches = BATCHES | (
+        {} if arguments.batches is None else dict.fromkeys(BATCHES, arguments.batches)
+    )
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for name in arguments.only:
             if name == "reading":
                 found = reading_rows(Path(folder), arguments.rounds)
             else:
-                found = network_rows(name, Path(folder), arguments.rounds, arguments.threads)
+                setting = Setting(name, batches[name], arguments.threads)
+                found = network_rows(setting, Path(folder), arguments.rounds)
             print(table(found), flush=True)
             rows += found
     if arguments.json:
@@ -91,12 +96,21 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def network_rows(name: str, folder: Path, rounds: int, threads: int) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Setting:
+    """Which network is measured, and how."""
+
+    network: str
+    batches: int
+    threads: int
+
+
+def network_rows(setting: Setting, folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Return one row per way to record a network."""
-    network = make_network(name, BATCHES[name])
-    ways = ways_for(name)
+    network = make_network(setting.network, setting.batches)
+    ways = ways_for(setting.network)
     print(
-        f"\n{network.description}; {network.models} models, {BATCHES[name]} batches of "
+        f"\n{network.description}; {network.models} models, {setting.batches} batches of "
         f"{network.batch_size}",
         flush=True,
     )
@@ -117,7 +131,7 @@ def network_rows(name: str, folder: Path, rounds: int, threads: int) -> list[dic
             "seconds": statistics.median(wall for wall, _ in seconds[way]),
             "over bare": ratio(seconds, way, 0),
             "CPU over bare": ratio(seconds, way, 1),
-            "peak MiB": peak_memory(name, way, folder / "run", threads) / 2**20,
+            "peak MiB": peak_memory(setting, way, target) / 2**20,
             "MB written": sizes[way] / 1e6,
         }
         for way in ways
@@ -135,21 +149,21 @@ def ratio(seconds: dict[str, list[tuple[float, float]]], way: str, clock: int) -
     return statistics.median(mine[clock] / bare[clock] for mine, bare in pairs)
 
 
-def peak_memory(name: str, way: str, folder: Path, threads: int) -> int:
+def peak_memory(setting: Setting, way: str, folder: Path) -> int:
     """Return the bytes that a way takes at its peak, measured in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        peak = pool.apply(_peak_memory, (name, way, folder, threads))
+        peak = pool.apply(_peak_memory, (setting, way, folder))
     shutil.rmtree(folder, ignore_errors=True)
     return peak
 
 
-def _peak_memory(name: str, way: str, folder: Path, threads: int) -> int:
-    torch.set_num_threads(threads)
-    network = make_network(name, BATCHES[name])
+def _peak_memory(setting: Setting, way: str, folder: Path) -> int:
+    torch.set_num_threads(setting.threads)
+    network = make_network(setting.network, setting.batches)
     warm_up(network, folder)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
     before = _resident("VmRSS")
-    ways_for(name)[way](network, folder)
+    ways_for(setting.network)[way](network, folder)
     return _resident("VmHWM") - before
 
 

@@ -90,8 +90,8 @@ def capture(
 
     Models are left as they were found: hooks, `training` flags, gradients and device. Writing
     overlaps computing. Beside interpreter, one model and one forward pass of a batch, memory holds
-    the inputs (nothing, where they are a memory map), 64 MiB of states that wait to be written, at
-    most as much that is kept for the next ones, one batch of states and, where samples differ in
+    the inputs (nothing, where they are a memory map), one batch of states, as many that wait to be
+    written (16 to 64 MiB), memory for the next ones (at most 64 MiB) and, where samples differ in
     length, one window of 64 MiB and one block of some 4 MiB per site; that does not grow with the
     number of samples or models.
 

@@ -16,8 +16,8 @@ __all__ = ["Pump"]
 
 Work: TypeAlias = Callable[[ArrayBlocks, int, Sequence[NDArray[Any]]], object]
 
-WAITING_BYTES = 64 * 2**20
-"""Data that may wait to be written; computing pauses above that."""
+LEAST_WAITING_BYTES, MOST_WAITING_BYTES = 16 * 2**20, 64 * 2**20
+"""Between these lies what may wait to be written; computing pauses above that."""
 
 
 class Pump:
@@ -30,13 +30,17 @@ class Pump:
     ----------
     work
         Called in the thread with array, number and pieces of each block.
+    batch_bytes
+        Size of what comes at once. As much may wait, within bounds, so that all of it is written
+        while the next is computed.
     """
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, *, batch_bytes: int = MOST_WAITING_BYTES) -> None:
         self._work = work
         self._queue: queue.SimpleQueue[tuple[ArrayBlocks, int, Sequence[NDArray[Any]]] | None]
         self._queue = queue.SimpleQueue()
         self._room = threading.Condition()
+        self._most = min(max(batch_bytes, LEAST_WAITING_BYTES), MOST_WAITING_BYTES)
         self._waiting = 0
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="dynamo-writer", daemon=True)
@@ -70,7 +74,7 @@ class Pump:
         size = sum(piece.nbytes for piece in pieces)
         with self._room:
             self._room.wait_for(
-                lambda: self._error or not self._waiting or self._waiting + size <= WAITING_BYTES
+                lambda: self._error or not self._waiting or self._waiting + size <= self._most
             )
             self._raise()
             self._waiting += size

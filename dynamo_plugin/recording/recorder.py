@@ -233,7 +233,14 @@ class Recorder:
             (array, declared[array.layout.path], missing[array.layout.path])
             for array in blocks.recorded
         )
-        with Pump(write) as pump:
+        first = batching.windows[0]
+        batch_bytes = sum(
+            array.layout.row_bytes
+            * batching.count_rows(first, each.axis, getattr(each, "every", 1))
+            for array in blocks.recorded
+            for each in (declared[array.layout.path],)
+        )
+        with Pump(write, batch_bytes=batch_bytes) as pump:
             for number, samples in enumerate(batching.windows):
                 if needed[number]:
                     if ledger.full:

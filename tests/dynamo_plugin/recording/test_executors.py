@@ -287,7 +287,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def test_memory_does_not_grow_with_samples_or_models(tmp_path: Path) -> None:
-    """The states are 410 MB. `capture` says that 64 MiB of them may wait, and a batch of 1.6 MB."""
+    """The states are 410 MB. `capture` says how much of them may wait, and a batch has 1.6 MB."""
     arguments = [str(tmp_path / "p"), "4000", "4"]
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=True

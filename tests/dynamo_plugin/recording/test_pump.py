@@ -34,7 +34,7 @@ def test_everything_is_written_in_order_by_one_thread() -> None:
 
 
 def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pumps, "WAITING_BYTES", 100)
+    monkeypatch.setattr(pumps, "LEAST_WAITING_BYTES", 0)
     most, written = [0], [0]
     gate = threading.Semaphore(0)
 
@@ -47,7 +47,7 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
             pump.put(ARRAY, block, pieces(30))
             most[0] = block + 1
 
-    with Pump(work) as pump:
+    with Pump(work, batch_bytes=100) as pump:
         feeder = threading.Thread(target=feed)
         feeder.start()
         for done in range(17):
@@ -65,10 +65,33 @@ def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert written[0] == 20
 
 
+@pytest.mark.parametrize(
+    ("batch_bytes", "blocks"), [(1, 16), (20 * 2**20, 20), (2**40, 64)], ids=["few", "some", "many"]
+)
+def test_a_batch_may_wait_within_bounds(batch_bytes: int, blocks: int) -> None:
+    gate, fed = threading.Event(), [0]
+
+    def feed() -> None:
+        for block in range(100):
+            pump.put(ARRAY, block, [np.empty(2**20, dtype=np.uint8)])
+            fed[0] += 1
+
+    with Pump(lambda array, block, data: gate.wait(10), batch_bytes=batch_bytes) as pump:
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        deadline = time.monotonic() + 10
+        while fed[0] < blocks and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert fed[0] == blocks
+        gate.set()
+        feeder.join()
+
+
 def test_one_block_that_is_larger_than_what_may_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pumps, "WAITING_BYTES", 10)
+    monkeypatch.setattr(pumps, "LEAST_WAITING_BYTES", 0)
     came = []
-    with Pump(lambda array, block, data: came.append(block)) as pump:
+    with Pump(lambda array, block, data: came.append(block), batch_bytes=10) as pump:
         for block in range(5):
             pump.put(ARRAY, block, pieces(50))
     assert came == [0, 1, 2, 3, 4]
@@ -81,7 +104,7 @@ class Broken(Exception):
 def test_the_first_error_is_raised_and_nothing_more_is_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(pumps, "WAITING_BYTES", 10)
+    monkeypatch.setattr(pumps, "LEAST_WAITING_BYTES", 0)
     came: list[int] = []
 
     def work(array: Any, block: int, data: Any) -> None:
@@ -93,7 +116,7 @@ def test_the_first_error_is_raised_and_nothing_more_is_written(
         for block in range(1000):
             pump.put(ARRAY, block, pieces(8))
 
-    with pytest.raises(Broken, match=r"^2$"), Pump(work) as pump:
+    with pytest.raises(Broken, match=r"^2$"), Pump(work, batch_bytes=10) as pump:
         feed(pump)  # would wait for ever if the thread did not go on taking
     assert came == [0, 1, 2]
 
