@@ -36,7 +36,7 @@ from capture_networks import NETWORKS, BenchmarkNetwork, make_network
 from capture_reading import reading_rows
 from capture_ways import bare_forward, ways_for
 
-BATCHES = {"gru": 64, "resnet": 16, "gpt2": 8, "bridge": 8}
+BATCHES = {"gru": 64, "resnet": 8, "gpt2": 8, "bridge": 8}
 """Batches that each of two models is shown: thousands of sequences, hundreds of the others."""
 
 
