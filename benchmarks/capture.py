@@ -36,8 +36,8 @@ from capture_networks import NETWORKS, BenchmarkNetwork, make_network
 from capture_reading import reading_rows
 from capture_ways import bare_forward, ways_for
 
-BATCHES = {"gru": 64, "resnet": 8, "gpt2": 8, "bridge": 8}
-"""Batches that each of two models is shown: thousands of sequences, hundreds of the others."""
+BATCHES = {"gru": 48, "resnet": 4, "gpt2": 4, "bridge": 4}
+"""Batches that each of four models is shown: thousands of sequences, hundreds of the others."""
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ class BenchmarkNetwork:
     sites: tuple[str, ...]
     """Module paths, or names of hooks. Where a module returns a tuple, its first entry counts."""
     description: str
-    models: int = 2
+    models: int = 4
     """So many networks of a population; one network stands for all of them."""
     batch_size: int = 64
 

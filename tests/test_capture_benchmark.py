@@ -62,7 +62,7 @@ def test_the_benchmark_runs(tmp_path: Path) -> None:
     rows = {row["way"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
     assert rows["bare forward"]["over bare"] == 1
     assert rows["bare forward"]["MB written"] == 0
-    stored = 2 * 2 * 64 * (100 * 256 + 10) * 4 / 1e6  # two models, two batches of 64
+    stored = 4 * 2 * 64 * (100 * 256 + 10) * 4 / 1e6  # four models, two batches of 64
     assert rows["hooks + np.save"]["MB written"] == pytest.approx(stored, rel=0.01)
     assert rows["**capture to disk**"]["MB written"] > stored
     assert rows["memory map"]["over a memory map"] == 1
