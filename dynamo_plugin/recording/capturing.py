@@ -33,6 +33,7 @@ from dynamo_plugin.recording.running import (
     run_on_executor,
 )
 from dynamo_plugin.recording.sampling import chosen_samples
+from dynamo_plugin.registry.copying import recycling
 from dynamo_plugin.store import (
     Population,
     PopulationInputs,
@@ -248,7 +249,7 @@ def capture(
         overwrite=overwrite,
     )
     failures: list[DynamoError] = []
-    with writer:
+    with writer, recycling():  # from one model to the next
         _check_strangers(writer, sources)
         tasks = [
             ModelTask(model_id, index, source, rows[model_id], groups.get(model_id))
