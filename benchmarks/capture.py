@@ -1,4 +1,4 @@
-"""What does capture cost, beside the bare forward pass, the floor, and other ways?
+"""What does capture cost, beside the bare forward pass, a plain write, and other ways?
 
     python benchmarks/capture.py [--only gru reading] [--rounds 7] [--folder DIR] [--json FILE]
 

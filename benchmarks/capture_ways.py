@@ -74,7 +74,11 @@ def _write_durably(path: Path, data: memoryview) -> None:
 
 
 def plain_write(network: BenchmarkNetwork, folder: Path) -> None:
-    """Write as many bytes as `capture`, from memory that lies ready: the floor of any writer."""
+    """Durably write as many state bytes as `capture`, from memory that lies ready.
+
+    This goes through the cache of the system, which `capture` can avoid: it is a yardstick for the
+    disk as it is at the moment, which `capture` may fall below, and no lower bound.
+    """
     folder.mkdir(parents=True)
     sizes = _sizes(network)
     ready = np.ones(max(sizes.values()), dtype=np.uint8).data
@@ -84,7 +88,7 @@ def plain_write(network: BenchmarkNetwork, folder: Path) -> None:
 
 
 def forward_beside_write(network: BenchmarkNetwork, folder: Path) -> None:
-    """Run the bare network while a thread does the plain write: the floor of any capture."""
+    """Run the bare network while a thread does the plain write."""
     writer = threading.Thread(target=plain_write, args=(network, folder))
     writer.start()
     bare_forward(network, folder)
@@ -196,8 +200,8 @@ def ways_for(network: str) -> dict[str, Way]:
         "bare forward": bare_forward,
         "hooks alone": hooks_alone,
         "**capture to disk**": capture,
-        "floor: plain write of the same bytes, no forward": plain_write,
-        "floor: forward beside the plain write": forward_beside_write,
+        "yardstick: plain durable write of the same bytes, no forward": plain_write,
+        "yardstick: forward beside that write": forward_beside_write,
         "hooks + zarr-python's writer": hooks_and_zarr,
         "hooks + np.save": hooks_and_npy,
     }
