@@ -3,9 +3,10 @@
     python benchmarks/capture.py [--only gru reading] [--rounds 7] [--folder DIR] [--json FILE]
 
 - gru, resnet, gpt2, bridge: a network is shown batches of 64 samples in every way of
-  benchmarks/capture_ways.py, in turn, round after round; a ratio is the median over rounds of the
-  ratio to the bare forward pass of the same round, and so is one of CPU times. Memory is the peak
-  above what a process of its own held when network and inputs were loaded and had run once.
+  benchmarks/capture_ways.py, in turn, round after round, each right after a bare forward pass. A
+  ratio is the median over rounds of the ratio to that pass, with its quartiles; those of the bare
+  forward pass itself show how evenly the machine ran. Memory is the peak above what a process of
+  its own held when network and inputs were loaded and had run once.
 - reading: batches of stored sequences, shuffled, beside a memory map and zarr-python.
 
 nnsight is measured where it is installed (pip install nnsight). Files are made under --folder, and
@@ -80,8 +81,8 @@ def describe_machine(threads: int) -> str:
     }
     matrix = torch.ones(2048, 2048)
     source, target = np.ones(2**26, dtype=np.uint8), np.empty(2**26, dtype=np.uint8)
-    product = min(timed(lambda: matrix @ matrix)[0] for _ in range(5))
-    copy = min(timed(lambda: np.copyto(target, source))[0] for _ in range(5))
+    product = min(timed(lambda: matrix @ matrix) for _ in range(5))
+    copy = min(timed(lambda: np.copyto(target, source)) for _ in range(5))
     return (
         f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, Python "
         f"{platform.python_version()}, {', '.join(map(' '.join, versions.items()))}; matrix "
@@ -89,11 +90,11 @@ def describe_machine(threads: int) -> str:
     )
 
 
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return wall-clock and CPU seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
+def timed(work: Callable[[], object]) -> float:
+    """Return wall-clock seconds."""
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - wall, time.process_time() - cpu
+    return time.perf_counter() - start
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def network_rows(setting: Setting, folder: Path, rounds: int) -> list[dict[str, 
         f"{network.batch_size}",
         flush=True,
     )
-    seconds: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    ratios: dict[str, list[float]] = {way: [] for way in ways}
     sizes: dict[str, int] = {}
     target = folder / "run"
     warm_up(network, target)
@@ -122,15 +124,17 @@ def network_rows(setting: Setting, folder: Path, rounds: int) -> list[dict[str, 
         order = list(ways)
         turn = number % len(order)
         for way in order[turn:] + order[:turn]:
+            bare = timed(lambda: bare_forward(network, target))
             seconds[way].append(timed(lambda way=way: ways[way](network, target)))
+            ratios[way].append(seconds[way][-1] / bare)
             sizes[way] = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
             shutil.rmtree(target, ignore_errors=True)
     return [
         {
             "way": way,
-            "seconds": statistics.median(wall for wall, _ in seconds[way]),
-            "over bare": ratio(seconds, way, 0),
-            "CPU over bare": ratio(seconds, way, 1),
+            "seconds": statistics.median(seconds[way]),
+            "over bare": statistics.median(ratios[way]),
+            "quartiles": "{:.4g} to {:.4g}".format(*np.quantile(ratios[way], (0.25, 0.75))),
             "peak MiB": peak_memory(setting, way, target) / 2**20,
             "MB written": sizes[way] / 1e6,
         }
@@ -141,12 +145,6 @@ def network_rows(setting: Setting, folder: Path, rounds: int) -> list[dict[str, 
 def warm_up(network: BenchmarkNetwork, folder: Path) -> None:
     """Run the bare network on one batch."""
     bare_forward(replace(network, inputs=network.inputs[: network.batch_size]), folder)
-
-
-def ratio(seconds: dict[str, list[tuple[float, float]]], way: str, clock: int) -> float:
-    """Return the median over rounds of a way's time over that of the bare forward pass."""
-    pairs = zip(seconds[way], seconds["bare forward"], strict=True)
-    return statistics.median(mine[clock] / bare[clock] for mine, bare in pairs)
 
 
 def peak_memory(setting: Setting, way: str, folder: Path) -> int:

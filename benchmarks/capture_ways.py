@@ -25,6 +25,7 @@ from zarr.storage import LocalStore
 
 import dynamo_plugin as dp
 from dynamo_plugin.recording.adapters import AdapterChoice
+from dynamo_plugin.registry.copying import recycling
 from dynamo_plugin.types import SequenceBatch
 
 __all__ = ["Way", "bare_forward", "ways_for"]
@@ -49,8 +50,9 @@ def hooks_alone(network: BenchmarkNetwork, folder: Path) -> None:
         return SequenceBatch(values, torch.full((len(values),), steps), has_time=has_time)
 
     spec = adapter.describe(network.model, shown(network.inputs[:4]))
-    for batch in network.batches():
-        adapter.record(network.model, shown(batch), spec)
+    with recycling():
+        for batch in network.batches():
+            adapter.record(network.model, shown(batch), spec)
 
 
 def capture(network: BenchmarkNetwork, folder: Path) -> None:

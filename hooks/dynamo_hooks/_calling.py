@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,6 +50,21 @@ def lengths_parameter(call: Callable[..., Any]) -> str | None:
     >>> lengths_parameter(forward)
     'seq_lens'
     """
+    function = getattr(call, "__func__", call)
+    try:
+        return _found[function]
+    except KeyError:
+        found = _found[function] = _lengths_parameter(call)
+        return found
+    except TypeError:  # no weak reference to it, or no hash of it, can be had
+        return _lengths_parameter(call)
+
+
+_found: weakref.WeakKeyDictionary[Any, str | None] = weakref.WeakKeyDictionary()
+"""What was found out about a function: models are called once for every batch."""
+
+
+def _lengths_parameter(call: Callable[..., Any]) -> str | None:
     try:
         parameters = inspect.signature(call).parameters
     except (TypeError, ValueError):  # some builtins have none

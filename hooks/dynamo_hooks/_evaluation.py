@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -22,12 +22,16 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
     """
     flags = [(module, module.training) for module in model.modules()]
     try:
-        for module, _ in flags:
-            module.training = False
+        _set_training((module, False) for module, _ in flags)
         with torch.no_grad():
             yield
     finally:
-        for module, training in flags:
+        _set_training(flags)
+
+
+def _set_training(flags: Iterable[tuple[nn.Module, bool]]) -> None:
+    for module, training in flags:
+        if module.training is not training:  # to set takes much longer than to look
             module.training = training
 
 
@@ -41,7 +45,8 @@ def _random_state_kept(model: nn.Module) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    held = itertools.chain(model.parameters(), model.buffers())
+    on_cuda = torch.cuda.is_initialized()  # before that, no tensor is
+    held = itertools.chain(model.parameters(), model.buffers()) if on_cuda else ()
     devices = sorted({tensor.device.index for tensor in held if tensor.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         yield
