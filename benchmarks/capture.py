@@ -129,6 +129,7 @@ def network_rows(setting: Setting, folder: Path, rounds: int) -> list[dict[str, 
             ratios[way].append(seconds[way][-1] / bare)
             sizes[way] = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
             shutil.rmtree(target, ignore_errors=True)
+            os.sync()  # or the system frees the files while the next way runs
     return [
         {
             "way": way,
