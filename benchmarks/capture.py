@@ -37,8 +37,8 @@ from capture_networks import NETWORKS, BenchmarkNetwork, make_network
 from capture_reading import reading_rows
 from capture_ways import bare_forward, ways_for
 
-BATCHES = {"gru": 48, "resnet": 4, "gpt2": 4, "bridge": 4}
-"""Batches that each of four models is shown: thousands of sequences, hundreds of the others."""
+BATCHES = {"gru": 48, "resnet": 16, "gpt2": 16, "bridge": 16}
+"""Batches that each model is shown: about a thousand samples or more, as captures have."""
 
 
 def main() -> None:

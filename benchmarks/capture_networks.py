@@ -23,7 +23,7 @@ class BenchmarkNetwork:
     sites: tuple[str, ...]
     """Module paths, or names of hooks. Where a module returns a tuple, its first entry counts."""
     description: str
-    models: int = 4
+    models: int = 2
     """So many networks of a population; one network stands for all of them."""
     batch_size: int = 64
 
@@ -99,7 +99,8 @@ class Residual(nn.Module):
 def recurrent(batches: int) -> BenchmarkNetwork:
     """Return the GRU: 256 units, 100 steps, 64 sequences a batch."""
     inputs = torch.randn(64 * batches, 100, 64)
-    return BenchmarkNetwork(Recurrent(), inputs, ("gru",), "GRU, 256 units, 100 steps")
+    description = "GRU, 256 units, 100 steps"
+    return BenchmarkNetwork(Recurrent(), inputs, ("gru",), description, models=4)
 
 
 def residual(batches: int) -> BenchmarkNetwork:
