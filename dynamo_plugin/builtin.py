@@ -19,6 +19,31 @@ def dynamo_register_meta_models(register: Register) -> None:
         "dynamo_plugin.metamodels:GRUMetaModel",
         summary="GRU that reads [input ; theta] at every step",
     )
+    register(
+        "lstm",
+        "dynamo_plugin.metamodels:LSTMMetaModel",
+        summary="LSTM that reads [input ; theta] at every step; its state is [h | c]",
+    )
+    register(
+        "rnn",
+        "dynamo_plugin.metamodels:RNNMetaModel",
+        summary="tanh RNN that reads [input ; theta] at every step",
+    )
+    register(
+        "resnet",
+        "dynamo_plugin.metamodels:ResNetMetaModel",
+        summary="Residual network on images, with theta added to the channels of every block",
+    )
+    register(
+        "transformer",
+        "dynamo_plugin.metamodels:TransformerMetaModel",
+        summary="Transformer whose residual stream is compared after every block",
+    )
+    register(
+        "residual",
+        "dynamo_plugin.metamodels:ResidualMetaModel",
+        summary="Residual blocks on vectors, one per recorded layer",
+    )
 
 
 @hookimpl

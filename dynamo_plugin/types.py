@@ -17,6 +17,7 @@ __all__ = [
     "RowAxis",
     "SequenceBatch",
     "SiteSpec",
+    "StageSpec",
     "Trajectory",
     "TrajectorySpec",
 ]
@@ -114,9 +115,23 @@ class InputSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class StageSpec:
+    """A place along the depth of feed-forward networks where they are compared."""
+
+    name: str
+    axis: RowAxis
+    """`time`: one vector of states per step; `sample`: one per position of a sample."""
+    positions: tuple[int, ...] = ()
+    """Of a sample: (height, width) of feature maps, () where there is one vector per sample or
+    step."""
+
+
+@dataclass(frozen=True, slots=True)
 class PopulationSpec:
     """What a meta-model family must know of a population to build itself."""
 
     inputs: InputSpec
     outputs: tuple[OutputSpec, ...]
     """One per output group, in order of group name."""
+    stages: tuple[StageSpec, ...] = ()
+    """In order of depth, for families whose depth takes the place of time; empty for others."""

@@ -157,7 +157,11 @@ def fidelity(
         else torch.arange(len(population.sample_ids))
     )
     targets = Targets(
-        population, sites=config.sites, models=embedding.ids, device=embedding.thetas.device
+        population,
+        sites=config.sites,
+        models=embedding.ids,
+        device=embedding.thetas.device,
+        layered=embedding.meta_model.layered,
     )
     losses = config.output_loss
     decisions = {
@@ -197,6 +201,9 @@ def fidelity(
             "interpretable": own.hidden_r2.numpy() >= threshold,
         }
     )
+    if len(own.stage_r2) > 1:
+        for stage, values in own.stage_r2.items():
+            table[f"hidden_r2_{stage}"] = values.numpy()
     return FidelityResult(table, samples, len(chosen), float(threshold))
 
 

@@ -76,6 +76,7 @@ def fit(
         metadata=population.metadata.copy(),
         meta_model=fitted.meta_model,
         state_maps=fitted.state_maps,
+        common_maps=fitted.common_maps,
         output_groups=tuple(population.output_group(model) for model in population.ids),
         history=pd.DataFrame(fitted.history),
         config=fitted.config,

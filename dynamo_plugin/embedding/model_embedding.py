@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
+from dynamo_plugin.embedding.geometry import functional_distances, pullback_metric
 from dynamo_plugin.embedding.rendered import RenderedNetwork
 from dynamo_plugin.errors import InvalidInput, StoreNotFound, UnknownName, suggest
-from dynamo_plugin.metamodels import AffineStateMaps
+from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.store import Population, open_population
 from dynamo_plugin.training import FitConfig
@@ -57,8 +58,11 @@ class ModelEmbedding:
     """What was known of the models at capture, one row per id."""
     meta_model: MetaModel
     """F and its readouts G."""
-    state_maps: AffineStateMaps
-    """V, one per model."""
+    state_maps: StageMaps
+    """V: stage to the maps of all models; `hidden` is the one stage of recurrent families."""
+    common_maps: StageMaps | None
+    """Stage to the one map V(theta) from the meta-model's states to aligned states of all models,
+    where the fit had one."""
     output_groups: tuple[str, ...]
     """The output group of every model."""
     history: pd.DataFrame
@@ -144,15 +148,18 @@ class ModelEmbedding:
         )
         return pd.concat([self.metadata, thetas], axis=1)
 
-    def distances(self, kind: Literal["theta", "functional"] = "theta") -> pd.DataFrame:
+    def distances(self, kind: Literal["theta", "pullback", "functional"] = "theta") -> pd.DataFrame:
         """Return the distance between every two models.
 
         Parameters
         ----------
         kind
-            `theta`: Euclidean distance between thetas. `functional`: root of the mean over
-            held-out samples, steps and meta units of |h(theta) - h(theta')|^2, which reads the
-            inputs from the population.
+            `theta`: Euclidean distance between thetas. `pullback`: between thetas too, in the
+            metric that they have where they act, G = E[J^T J] with J the derivative of the
+            rendered states by theta. `functional`: root mean square difference of the rendered
+            states themselves. The last two run the meta-model on held-out inputs, which they read
+            from the population. Rendered states are V(theta) h(theta) where one map serves all
+            models (`alignment_weight`, `state_map="amortised"`), else h(theta).
 
         Returns
         -------
@@ -161,10 +168,14 @@ class ModelEmbedding:
         """
         if kind == "theta":
             values = squareform(pdist(self.thetas.double().numpy()))
+        elif kind == "pullback":
+            strengths, axes = np.linalg.eigh(pullback_metric(self))
+            stretched = self.thetas.double().numpy() @ axes * np.sqrt(strengths.clip(min=0))
+            values = squareform(pdist(stretched))
         elif kind == "functional":
-            values = self._functional_distances()
+            values = functional_distances(self)
         else:
-            raise InvalidInput(f"kind must be 'theta' or 'functional', got {kind!r}.")
+            raise InvalidInput(f"kind must be 'theta', 'pullback' or 'functional', got {kind!r}.")
         index = pd.Index(self.ids, name="model")
         return pd.DataFrame(values, index=index, columns=index)
 
@@ -211,7 +222,7 @@ class ModelEmbedding:
             self.meta_model,
             self.thetas[positions[0]] if one else self.thetas[positions],
             output_group=self._known_group(output_group),
-            state_map=self.state_maps.matrix(positions[0]) if one else None,
+            state_maps=self.state_maps.select(positions) if one else None,
         )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -257,26 +268,6 @@ class ModelEmbedding:
                 f"There is no output group {group!r}. {suggest(group, set(self.output_groups))}"
             )
         return group
-
-    @torch.no_grad()
-    def _functional_distances(self) -> np.ndarray:
-        gram = torch.zeros(len(self.ids), len(self.ids), dtype=torch.float64)
-        steps = 0
-        for chunk in self.held_out_samples.split(max(2048 // len(self.ids), 1)):
-            batch = self.population.inputs.batch(chunk.numpy())
-            hidden = self.meta_model(
-                batch.values[None], self.thetas[:, None], batch.lengths[None]
-            ).states["hidden"]
-            real = torch.arange(hidden.shape[2]) < batch.lengths[:, None]
-            # Centred over models, which no difference sees, so that nothing cancels below.
-            rows = (hidden - hidden.mean(0))[:, real].flatten(1).double()
-            gram += rows @ rows.T
-            steps += int(real.sum())
-        norms = gram.diagonal()
-        squared = (norms[:, None] + norms[None] - 2 * gram) / (steps * self.meta_model.units)
-        distances = squared.clamp(min=0).sqrt().fill_diagonal_(0).numpy()
-        symmetric: np.ndarray = (distances + distances.T) / 2
-        return symmetric
 
 
 def _as_ids(which: object) -> list[str] | None:

@@ -7,7 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from dynamo_plugin.errors import InvalidInput
+from dynamo_plugin.errors import InvalidInput, UnknownName, suggest
+from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.types import Trajectory
 
@@ -28,14 +29,12 @@ class RenderedNetwork(nn.Module):
         (embedding_dim,) for one network, (model, embedding_dim) for several that run side by side.
     output_group
         Which readout answers.
-    state_map
-        Matrix (base units, meta units) and offset (base units,) of the base model that is
-        emulated, where there is one.
+    state_maps
+        Those of the base model that is emulated, and of no other, where there is one.
     """
 
     theta: Tensor
-    state_map_matrix: Tensor | None
-    state_map_offset: Tensor | None
+    state_maps: StageMaps | None
 
     def __init__(
         self,
@@ -43,15 +42,13 @@ class RenderedNetwork(nn.Module):
         theta: Tensor,
         *,
         output_group: str,
-        state_map: tuple[Tensor, Tensor] | None = None,
+        state_maps: StageMaps | None = None,
     ) -> None:
         super().__init__()
         self.meta_model = copy.deepcopy(meta_model)
         self.output_group = output_group
         self.register_buffer("theta", theta.detach().clone())
-        matrix, offset = state_map if state_map is not None else (None, None)
-        self.register_buffer("state_map_matrix", matrix)
-        self.register_buffer("state_map_offset", offset)
+        self.state_maps = state_maps
         self.eval()
 
     def forward(
@@ -91,10 +88,14 @@ class RenderedNetwork(nn.Module):
         several thetas were rendered.
         """
         spec = self.meta_model.spec.inputs
-        expected = 2 if spec.kind == "ids" else 3
-        shown = "(sample, time) ids" if spec.kind == "ids" else f"(sample, time, {spec.size})"
-        if inputs.ndim != expected or (spec.kind == "features" and inputs.shape[-1] != spec.size):
-            raise InvalidInput(f"Expected inputs {shown}, got shape {tuple(inputs.shape)}.")
+        own = {"ids": (), "features": (spec.size,), "array": spec.shape}[spec.kind]
+        leading = ("sample",) if spec.kind == "array" else ("sample", "time")
+        if inputs.ndim != len(leading) + len(own) or inputs.shape[len(leading) :] != own:
+            shown = ", ".join([*leading, *map(str, own)])
+            raise InvalidInput(
+                f"Expected inputs ({shown}){' ids' if spec.kind == 'ids' else ''}, got shape "
+                f"{tuple(inputs.shape)}."
+            )
         if spec.kind == "ids":
             if inputs.is_floating_point():
                 raise InvalidInput(f"Expected integer ids, got {inputs.dtype}.")
@@ -104,7 +105,7 @@ class RenderedNetwork(nn.Module):
                     f"{int(inputs.max())}. The vocabulary is that of the captured inputs; pass "
                     "vocabulary_size to capture for a larger one."
                 )
-        samples, time = inputs.shape[:2]
+        samples, time = inputs.shape[0], 1 if spec.kind == "array" else inputs.shape[1]
         if time == 0:
             raise InvalidInput("Expected at least one time step, got inputs without any.")
         if lengths is None:
@@ -130,28 +131,46 @@ class RenderedNetwork(nn.Module):
         trajectory: Trajectory = self.meta_model(inputs, theta, lengths)
         return trajectory
 
-    def base_states(self, inputs: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+    def base_states(
+        self, inputs: Tensor, *, lengths: Tensor | None = None, stage: str | None = None
+    ) -> Tensor:
         """Return V(h): the emulated states in the units of the base model.
 
         Parameters
         ----------
         inputs, lengths
             As in `forward`.
+        stage
+            Which states, where the meta-model has several: `stage0`, `stage1`, ..., in the order
+            of the recorded sites.
 
         Returns
         -------
         Tensor
-            (sample, time, base units); steps past a row's length mean nothing.
+            (sample, time, base units), or (sample, position, base units); steps past a row's
+            length mean nothing.
 
         Raises
         ------
         InvalidInput
-            If this network was rendered from a theta and not from a model's id.
+            If this network was rendered from a theta and not from a model's id, or there are
+            several stages and none is named.
+        UnknownName
+            If there is no such stage.
         """
-        if self.state_map_matrix is None or self.state_map_offset is None:
+        if self.state_maps is None:
             raise InvalidInput(
                 "This network was rendered from a theta: only a base model has a state map. "
-                "Render the id of a model, or use trajectory(inputs).states['hidden']."
+                "Render the id of a model, or use trajectory(inputs).states."
             )
-        hidden = self.trajectory(inputs, lengths=lengths).states["hidden"]
-        return hidden @ self.state_map_matrix.T + self.state_map_offset
+        stages = list(self.state_maps)
+        if stage is None and len(stages) > 1:
+            raise InvalidInput(f"Which states? Name one with stage=, of {', '.join(stages)}.")
+        chosen = stages[0] if stage is None else stage
+        if chosen not in stages:
+            raise UnknownName(f"There is no stage {chosen!r}. {suggest(chosen, stages)}")
+        states = self.trajectory(inputs, lengths=lengths).states[chosen]
+        maps = self.state_maps[chosen]
+        only = torch.zeros(1, dtype=torch.int64, device=states.device)
+        mapped = maps(states.unsqueeze(0), only, self.theta.unsqueeze(0))
+        return maps.restore(mapped, only)[0, ..., : maps.units[0]]

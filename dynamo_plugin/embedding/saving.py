@@ -24,16 +24,16 @@ from dynamo_plugin.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
-from dynamo_plugin.metamodels import AffineStateMaps
+from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.store import Population
 from dynamo_plugin.training import FitConfig
-from dynamo_plugin.types import InputSpec, OutputSpec, PopulationSpec
+from dynamo_plugin.types import InputSpec, OutputSpec, PopulationSpec, StageSpec
 
 __all__ = ["load_embedding", "require_writable", "save_embedding"]
 
 FORMAT: Final = "dynamo-embedding"
-VERSION: Final = 1
+VERSION: Final = 2
 DOCUMENT: Final = "embedding.json"
 TENSORS: Final = "tensors.safetensors"
 
@@ -69,8 +69,9 @@ def save_embedding(embedding: ModelEmbedding, path: str | Path, *, overwrite: bo
         "thetas": embedding.thetas,
         "training_samples": embedding.training_samples,
         "held_out_samples": embedding.held_out_samples,
-        **{f"meta_model.{k}": v for k, v in embedding.meta_model.state_dict().items()},
-        **{f"state_maps.{k}": v for k, v in embedding.state_maps.state_dict().items()},
+        **_tensors_of("meta_model", embedding.meta_model),
+        **_tensors_of("state_maps", embedding.state_maps),
+        **_tensors_of("common_maps", embedding.common_maps),
     }
     blob = save({name: tensor.contiguous() for name, tensor in tensors.items()})
     document = {
@@ -82,7 +83,7 @@ def save_embedding(embedding: ModelEmbedding, path: str | Path, *, overwrite: bo
         "history": _frame_to_json(embedding.history),
         "config": embedding.config.to_json(),
         "spec": dataclasses.asdict(embedding.meta_model.spec),
-        "units": list(embedding.state_maps.units),
+        "units": {stage: list(units) for stage, units in embedding.state_maps.units.items()},
         "provenance": dataclasses.asdict(embedding.provenance),
         "population_relative": _relative(embedding.provenance.population, target),
         "tensors_sha256": hashlib.sha256(blob).hexdigest(),
@@ -161,7 +162,7 @@ def load_embedding(path: str | Path, *, population: Population | None = None) ->
             "copy, or fit again."
         )
     try:
-        embedding = _assemble(source, document, load(blob))
+        embedding = _assemble(source, *_upgraded(document, load(blob)))
     except (DynamoError, MemoryError):
         raise
     except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
@@ -179,12 +180,32 @@ def _parse(source: Path, text: str) -> dict[str, Any]:
         raise UnsupportedFormat(f"{source / DOCUMENT} is not JSON: {error}.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UnsupportedFormat(f"{source / DOCUMENT} does not describe a {FORMAT}.")
-    if document.get("version") != VERSION:
+    if document.get("version") not in (1, VERSION):
         raise UnsupportedFormat(
             f"{source} has version {document.get('version')!r} of the embedding format; this "
-            f"release reads version {VERSION}. Use the release that wrote it."
+            f"release reads versions up to {VERSION}. Use the release that wrote it."
         )
     return document
+
+
+def _upgraded(
+    document: dict[str, Any], tensors: dict[str, torch.Tensor]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return a document of version 1, which knew recurrent networks and free affine maps only, and
+    its tensors, as version 2 writes them."""
+    if document["version"] == VERSION:
+        return document, tensors
+    settings = {"state_map": "affine", "state_map_solver": "gradient", "alignment_weight": 0.0}
+    old, new = "state_maps.", "state_maps.hidden."
+    return (
+        {
+            **document,
+            "config": {**document["config"], **settings},
+            "spec": {**document["spec"], "stages": []},
+            "units": {"hidden": document["units"]},
+        },
+        {k.replace(old, new) if k.startswith(old) else k: v for k, v in tensors.items()},
+    )
 
 
 def _assemble(
@@ -192,20 +213,42 @@ def _assemble(
 ) -> ModelEmbedding:
     config = FitConfig.from_options(document["config"])
     spec = PopulationSpec(
-        InputSpec(**document["spec"]["inputs"]),
+        InputSpec(
+            **{**document["spec"]["inputs"], "shape": tuple(document["spec"]["inputs"]["shape"])}
+        ),
         tuple(
             OutputSpec(**{**output, "shape": tuple(output["shape"])})
             for output in document["spec"]["outputs"]
+        ),
+        tuple(
+            StageSpec(stage["name"], stage["axis"], tuple(stage["positions"]))
+            for stage in document["spec"]["stages"]
         ),
     )
     family = get_registry().load("meta_model", config.family)
     with torch.random.fork_rng(devices=[]):  # the initial values are overwritten below
         meta_model = family(spec, embedding_dim=config.embedding_dim, **config.family_options)
-        state_maps = AffineStateMaps(meta_model.units, document["units"])
-    meta_model.load_state_dict(_under("meta_model.", tensors))
-    state_maps.load_state_dict(_under("state_maps.", tensors))
-    for module in (meta_model, state_maps):
-        module.requires_grad_(False).eval()  # noqa: FBT003
+        state_maps, common_maps = (
+            StageMaps(
+                kind,
+                meta_model.stage_units,
+                document["units"],
+                embedding_dim=config.embedding_dim,
+                solver=config.state_map_solver,
+            )
+            if kind is not None
+            else None
+            for kind in (config.state_map, "amortised" if config.alignment_weight > 0 else None)
+        )
+    assert state_maps is not None
+    for prefix, module in (
+        ("meta_model.", meta_model),
+        ("state_maps.", state_maps),
+        ("common_maps.", common_maps),
+    ):
+        if module is not None:
+            module.load_state_dict(_under(prefix, tensors))
+            module.requires_grad_(False).eval()  # noqa: FBT003
     ids = tuple(document["ids"])
     provenance = dict(document["provenance"])
     provenance["model_hashes"] = tuple(provenance["model_hashes"])
@@ -218,6 +261,7 @@ def _assemble(
         metadata=_frame_from_json(document["metadata"]).set_axis(pd.Index(ids, name="model")),
         meta_model=meta_model,
         state_maps=state_maps,
+        common_maps=common_maps,
         output_groups=tuple(document["output_groups"]),
         history=_frame_from_json(document["history"]),
         config=config,
@@ -225,6 +269,11 @@ def _assemble(
         held_out_samples=tensors["held_out_samples"],
         provenance=Provenance(**provenance),
     )
+
+
+def _tensors_of(name: str, module: torch.nn.Module | None) -> dict[str, torch.Tensor]:
+    state = {} if module is None else module.state_dict()
+    return {f"{name}.{key}": value for key, value in state.items()}
 
 
 def _under(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,39 @@
 from __future__ import annotations
 
 from dynamo_plugin.metamodels.gru import GRUMetaModel
-from dynamo_plugin.metamodels.state_maps import AffineStateMaps
+from dynamo_plugin.metamodels.lstm import LSTMMetaModel
+from dynamo_plugin.metamodels.recurrent import RecurrentMetaModel
+from dynamo_plugin.metamodels.residual import ResidualMetaModel
+from dynamo_plugin.metamodels.resnet import ResNetMetaModel
+from dynamo_plugin.metamodels.rnn import RNNMetaModel
+from dynamo_plugin.metamodels.state_maps import (
+    STATE_MAPS,
+    AffineStateMaps,
+    AmortisedStateMaps,
+    LinearStateMaps,
+    MLPStateMaps,
+    OrthogonalStateMaps,
+    SharedStateMaps,
+    StageMaps,
+    StateMaps,
+)
+from dynamo_plugin.metamodels.transformer import TransformerMetaModel
 
-__all__ = ["AffineStateMaps", "GRUMetaModel"]
+__all__ = [
+    "STATE_MAPS",
+    "AffineStateMaps",
+    "AmortisedStateMaps",
+    "GRUMetaModel",
+    "LSTMMetaModel",
+    "LinearStateMaps",
+    "MLPStateMaps",
+    "OrthogonalStateMaps",
+    "RNNMetaModel",
+    "RecurrentMetaModel",
+    "ResNetMetaModel",
+    "ResidualMetaModel",
+    "SharedStateMaps",
+    "StageMaps",
+    "StateMaps",
+    "TransformerMetaModel",
+]

@@ -7,13 +7,15 @@ without paying for it; import it where a plugin is written, not where it is regi
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from dynamo_plugin.registry.fingerprint import model_hash
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     import plotly.graph_objects as go
 
@@ -83,7 +85,12 @@ class MetaModel(nn.Module, abc.ABC):
     """What it was built for."""
     embedding_dim: int
     units: int
-    """Width of the hidden state, the source space of the state maps."""
+    """Width of the hidden state; of the last one where there are several."""
+    layered: ClassVar[bool] = False
+    """Whether depth takes the place of time: base models are compared with the meta-model site by
+    site, at the stages of `spec`. Else their sites are joined to one state per step, `hidden`."""
+    stage_units: Mapping[str, int]
+    """Name of every state that `forward` returns to its width, the source of the state maps."""
     token_embedding: nn.Embedding | None
     """What ids are looked up in, so that the trainer can give it initial values; None if the
     inputs are features, or if the family has none."""
@@ -98,7 +105,7 @@ class MetaModel(nn.Module, abc.ABC):
         Parameters
         ----------
         inputs
-            (..., time) integer ids or (..., time, feature) numbers.
+            (..., time) integer ids, (..., time, feature) numbers, or (..., *shape) arrays.
         theta
             (..., embedding_dim). The leading dimensions of inputs and theta broadcast, so that
             (1, sequence) inputs and (model, 1) thetas run every model on every sequence.
@@ -108,8 +115,9 @@ class MetaModel(nn.Module, abc.ABC):
         Returns
         -------
         Trajectory
-            One state, `hidden`: (..., time, units), and per output group (..., size) or
-            (..., time, size).
+            One state, `hidden`: (..., time, units), or one per stage: (..., row, units), where a
+            row is a step or a position of the sample. Per output group (..., *shape) or
+            (..., time, *shape).
         """
 
     @abc.abstractmethod

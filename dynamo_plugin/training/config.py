@@ -25,6 +25,15 @@ class FitConfig:
     """Length of theta."""
     sites: tuple[str, ...] | None = None
     """Sites whose states are joined, unit by unit, into the hidden state; None for all."""
+    state_map: str = "affine"
+    """How the meta-model's states become those of a base model: `affine` (the paper), `linear`,
+    `orthogonal`, `shared`, `mlp` or `amortised`; see `dynamo_plugin.metamodels.STATE_MAPS`."""
+    state_map_solver: Literal["gradient", "ridge"] = "gradient"
+    """`gradient`: state maps are learned with everything else. `ridge`: they are solved in closed
+    form at every step, and in the end for all training samples."""
+    alignment_weight: float = 0.0
+    """Adds this times the hidden loss of one amortised map for all models, on states that were
+    aligned beforehand: what a free map per model can absorb, theta then has to carry."""
     hidden_loss: str = "l2"
     """Registered name of d_h."""
     hidden_scale: Literal["variance", "none"] = "variance"
@@ -71,7 +80,7 @@ class FitConfig:
             self._require("models_per_step", self.models_per_step >= 1, "at least 1, or None")
         for name in ("learning_rate", "clip", "theta_std"):
             self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("output_weight", "theta_decay", "warmup"):
+        for name in ("output_weight", "theta_decay", "warmup", "alignment_weight"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         if self.theta_learning_rate is not None:
             self._require("theta_learning_rate", self.theta_learning_rate > 0, "above 0, or None")

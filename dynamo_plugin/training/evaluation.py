@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dynamo_plugin.metamodels import AffineStateMaps
+from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.training.targets import Targets
@@ -25,7 +25,10 @@ class Evaluation:
     """Agreement of every base model with its emulation."""
 
     hidden_r2: Tensor
-    """(model,) float64: 1 - sum |h - V(h~)|^2 / sum |h - mean h|^2 over stored steps and units."""
+    """(model,) float64: 1 - sum |h - V(h~)|^2 / sum |h - mean h|^2 over stored rows and units, the
+    mean over stages where there are several."""
+    stage_r2: Mapping[str, Tensor]
+    """Stage to the same of that stage alone."""
     output_agreement: Tensor
     """(model,) float64. Logits: share of outputs where base model and emulation decide alike.
     Real outputs: the coefficient of determination of the emulated outputs."""
@@ -50,7 +53,7 @@ def compares_decisions(output_loss: str) -> bool:
 @torch.no_grad()
 def evaluate(
     meta_model: MetaModel,
-    state_maps: AffineStateMaps,
+    state_maps: StageMaps,
     thetas: Tensor,
     targets: Targets,
     samples: Tensor,
@@ -62,7 +65,7 @@ def evaluate(
     Parameters
     ----------
     meta_model, state_maps
-        The fitted networks.
+        The fitted networks; maps by stage.
     thetas
         (model, embedding_dim), in the order of the targets' population.
     targets
@@ -79,7 +82,7 @@ def evaluate(
         Sums over samples are kept in float64.
     """
     outputs = {output.group: output for output in meta_model.spec.outputs}
-    hidden = _Residuals(len(thetas), max(state_maps.units))
+    hidden = {stage: _Residuals(len(maps), maps.widest) for stage, maps in state_maps.items()}
     real = {
         group: _Residuals(len(thetas), math.prod(spec.shape))
         for group, spec in outputs.items()
@@ -92,16 +95,15 @@ def evaluate(
             batch = targets.batch(models, chunk)
             here = models.to(thetas.device)
             trajectory = meta_model(batch.inputs[None], thetas[here][:, None], batch.lengths[None])
-            time = torch.arange(batch.states.shape[2], device=batch.states.device)
-            steps = time < batch.lengths[:, None]
-            mapped = state_maps(trajectory.states["hidden"], here)
-            units = state_maps.real_units[here].view(len(models), 1, 1, -1)
-            hidden.add(
-                models,
-                state_maps.normalise(batch.states, here),
-                mapped,
-                (steps[None] if batch.stored is None else batch.stored)[..., None] & units,
-            )
+            steps = batch.real_steps
+            for stage, maps in state_maps.items():
+                units = maps.target_units[here].view(len(models), 1, 1, -1)
+                hidden[stage].add(
+                    models,
+                    maps.normalise(batch.states[stage], here),
+                    maps(trajectory.states[stage], here, thetas[here]),
+                    batch.masks[stage][..., None] & units,
+                )
             for group, (positions, target) in batch.outputs.items():
                 emulated = trajectory.outputs[group][positions]
                 if outputs[group].axis == "time":
@@ -119,7 +121,8 @@ def evaluate(
     for residuals in real.values():
         seen = residuals.count.sum(-1) > 0
         agreement[seen] = residuals.r2()[seen]
-    return Evaluation(hidden.r2(), agreement)
+    stages = {stage: residuals.r2() for stage, residuals in hidden.items()}
+    return Evaluation(torch.stack(list(stages.values())).mean(0), stages, agreement)
 
 
 class _Residuals:
@@ -133,20 +136,20 @@ class _Residuals:
 
     def add(self, models: Tensor, target: Tensor, prediction: Tensor, mask: Tensor) -> None:
         """Join a batch: (model, sample, time, unit) values, of which those under mask count."""
-        target = target.cpu().double()
-        counted = mask.expand_as(target).cpu()
-        weight = counted.double()
-        count = weight.sum((1, 2))
-        mean = (target * weight).sum((1, 2)) / count.clamp(min=1)
-        deviation = ((target - mean[:, None, None]) * weight).square().sum((1, 2))
+        weight = mask.to(target.dtype).expand_as(target)
+        count = weight.sum((1, 2), dtype=torch.float64)
+        kept = target * weight
+        mean = kept.sum((1, 2), dtype=torch.float64) / count.clamp(min=1)
+        deviation = (kept - mean.to(target.dtype)[:, None, None] * weight).square()
+        residual = (kept - prediction * weight).square().sum((1, 2), dtype=torch.float64)
+        count, mean, residual = count.cpu(), mean.cpu(), residual.cpu()
         joined = (self.count[models] + count).clamp(min=1)
         shift = mean - self.mean[models]
-        self.total[models] += deviation + shift.square() * self.count[models] * count / joined
+        self.total[models] += deviation.sum((1, 2), dtype=torch.float64).cpu()
+        self.total[models] += shift.square() * self.count[models] * count / joined
         self.mean[models] += shift * count / joined
         self.count[models] += count
-        self.residual[models] += (
-            ((target - prediction.cpu().double()) * weight).square().sum((1, 2))
-        )
+        self.residual[models] += residual
 
     def r2(self) -> Tensor:
         """Return (model,): 1 - residual / total, both summed over units.

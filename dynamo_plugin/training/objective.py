@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynamo_plugin.metamodels import AffineStateMaps
+from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry.interfaces import Loss, MetaModel
 from dynamo_plugin.training.targets import TargetBatch
-from dynamo_plugin.types import OutputSpec
+from dynamo_plugin.types import OutputSpec, Trajectory
 
 __all__ = ["Objective", "OutputTerm", "Terms"]
 
@@ -36,38 +36,46 @@ class Terms:
     """(model,)."""
     output: Tensor
     """(model,)."""
+    aligned: Tensor
+    """(model,): hidden loss under the maps that all models share; zero where there are none."""
 
 
 class Objective(nn.Module):
-    """L_hidden and L_output of Cotler et al. 2023 (arXiv:2302.14078, section 2.2).
+    """L_hidden and L_output of Cotler et al. 2023 (arXiv:2302.14078, section 2.2 and appendix A).
 
     Holds everything that is trained: the meta-model (F and G), one theta per model, and the state
     maps V.
 
     Parameters
     ----------
-    meta_model, state_maps
-        F with its readouts G, and V.
+    meta_model
+        F with its readouts G.
+    state_maps
+        Stage to V.
     thetas
         (model, embedding_dim) initial values.
     hidden_loss
         d_h.
     outputs
         Output group to how it is compared, d_y.
+    common_maps
+        Stage to one map for all models, for a second hidden loss on aligned states.
     """
 
     def __init__(
         self,
         meta_model: MetaModel,
-        state_maps: AffineStateMaps,
+        state_maps: StageMaps,
         thetas: Tensor,
         *,
         hidden_loss: Loss,
         outputs: Mapping[str, OutputTerm],
+        common_maps: StageMaps | None = None,
     ) -> None:
         super().__init__()
         self.meta_model = meta_model
         self.state_maps = state_maps
+        self.common_maps = common_maps
         self.thetas = nn.Parameter(thetas)
         self.hidden_loss = hidden_loss
         self.outputs = dict(outputs)
@@ -82,29 +90,43 @@ class Objective(nn.Module):
         models
             (model,) int64 indices into the thetas and the state maps.
         """
+        thetas = self.thetas[models]
         trajectory = self.meta_model(
-            batch.inputs.unsqueeze(0), self.thetas[models].unsqueeze(1), batch.lengths.unsqueeze(0)
+            batch.inputs.unsqueeze(0), thetas.unsqueeze(1), batch.lengths.unsqueeze(0)
         )
-        time = torch.arange(batch.states.shape[2], device=batch.states.device)
-        real_steps = (time < batch.lengths[:, None])[None, :, :, None]
-        stored_steps = real_steps if batch.stored is None else batch.stored[..., None]
-        mapped = self.state_maps(trajectory.states["hidden"], models)
-        hidden = self.hidden_loss(
-            mapped,
-            self.state_maps.normalise(batch.states, models),
-            stored_steps & self.state_maps.real_units[models][:, None, None, :],
-        ).mean(1)
+        hidden = self._compare(self.state_maps, trajectory, batch, models, thetas)
+        aligned = torch.zeros_like(hidden)
+        if self.common_maps is not None:
+            aligned = self._compare(self.common_maps, trajectory, batch, models, thetas)
         output = torch.zeros_like(hidden)
         for group, (positions, target) in batch.outputs.items():
             term = self.outputs[group]
             emulated = trajectory.outputs[group][positions]
             if term.spec.axis == "time":
-                emulated, mask = emulated.flatten(3), real_steps
+                emulated, mask = emulated.flatten(3), batch.real_steps[None, :, :, None]
             else:
-                emulated, mask = (
-                    emulated.flatten(2).unsqueeze(2),
-                    torch.ones_like(real_steps[:, :, :1]),
-                )
+                emulated = emulated.flatten(2).unsqueeze(2)
+                mask = torch.ones_like(emulated[..., :1], dtype=torch.bool)
             losses = term.loss(emulated / term.scale, target / term.scale, mask).mean(1)
             output = output.index_copy(0, positions, losses)
-        return Terms(hidden, output)
+        return Terms(hidden, output, aligned)
+
+    def _compare(
+        self,
+        maps_of: StageMaps,
+        trajectory: Trajectory,
+        batch: TargetBatch,
+        models: Tensor,
+        thetas: Tensor,
+    ) -> Tensor:
+        """Return the hidden loss of every model, averaged over stages."""
+        losses = []
+        for stage, maps in maps_of.items():
+            states, mask = trajectory.states[stage], batch.masks[stage]
+            target = maps.normalise(batch.states[stage], models)
+            if maps.solver == "ridge" and self.training:
+                maps.solve(states.detach(), target, mask, models, thetas.detach())
+            counted = mask[..., None] & maps.target_units[models][:, None, None]
+            mapped = maps(states, models, thetas)
+            losses.append(self.hidden_loss(mapped, target, counted).mean(1))
+        return torch.stack(losses).mean(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dynamo_plugin.errors import InvalidInput, UnknownName, suggest
+from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store import Population
+from dynamo_plugin.training.stages import Stage, find_stages
 
 __all__ = ["TargetBatch", "Targets"]
 
@@ -28,19 +29,25 @@ class TargetBatch:
     """What some base models did on some samples."""
 
     inputs: Tensor
-    """(sample, time) ids or (sample, time, feature)."""
+    """(sample, time) ids, (sample, time, feature) or (sample, *shape)."""
     lengths: Tensor
-    """(sample,) int64."""
-    states: Tensor
-    """(model, sample, time, max units) as recorded, zero where there is no such unit or step, or
-    where only every k-th step was stored and this is another."""
-    outputs: dict[str, tuple[Tensor, Tensor]]
+    """(sample,) int64; 1 for inputs without time."""
+    states: Mapping[str, Tensor]
+    """Stage to (model, sample, row, max units) as recorded; a row is a step, or a position of the
+    sample. Zero where there is no such unit or step, or where only every k-th step was stored and
+    this is another."""
+    masks: Mapping[str, Tensor]
+    """Stage to (1 or model, sample, row) boolean: where there is a state to compare with."""
+    outputs: Mapping[str, tuple[Tensor, Tensor]]
     """Output group to (positions, values): which rows of the batch's models belong to the group,
     (member,) int64, and their outputs, (member, sample, time, size), one time step for outputs
-    of whole sequences."""
-    stored: Tensor | None = None
-    """(model, sample, time) boolean: at which real steps a state was stored; None where that is
-    so at every one."""
+    of whole samples."""
+
+    @property
+    def real_steps(self) -> Tensor:
+        """(sample, time) boolean."""
+        time = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        return time < self.lengths[:, None]
 
 
 class Targets:
@@ -51,19 +58,13 @@ class Targets:
     population
         An open population.
     sites
-        Sites whose units are joined into one state; None for all sites of each model.
+        Sites that count; None for all sites of each model.
     models
         Ids of the models, in the order of the indices below; None for all of the population.
     device
         Where batches go.
-
-    Raises
-    ------
-    InvalidInput
-        If a site has one row per sample instead of one per time step, or sites of one model were
-        stored at different steps.
-    UnknownName
-        If a model lacks one of the sites.
+    layered
+        Whether every site is a stage of its own; see `find_stages`, and there for what is raised.
     """
 
     def __init__(
@@ -73,33 +74,34 @@ class Targets:
         sites: Sequence[str] | None,
         models: Sequence[str] | None = None,
         device: torch.device,
+        layered: bool = False,
     ) -> None:
         self.population = population
         self.device = device
         self.ids = population.ids if models is None else tuple(models)
-        self.sites = {model: _sites(population, model, sites) for model in self.ids}
-        self.units = tuple(
-            sum(
-                math.prod(site.shape)
-                for site in population.spec(model).sites
-                if site.name in self.sites[model]
-            )
-            for model in self.ids
-        )
-        self.every = torch.tensor([self._stride(model) for model in self.ids])
-        """(model,) int64: states of steps 0, every, 2 every, ... of each sample were stored."""
+        self.stages = find_stages(population, self.ids, sites=sites, layered=layered)
         self.groups: dict[str, list[int]] = {}
         for index, model in enumerate(self.ids):
             self.groups.setdefault(population.output_group(model), []).append(index)
         self._axis = {o.group: o.axis for o in population.population_spec.outputs}
         self._offsets = torch.from_numpy(np.array(population.offsets, dtype=np.int64))
-        rows = int(self._offsets[-1])
-        in_memory = len(self.ids) * rows * max(self.units) * 4 <= IN_MEMORY_BYTES
-        self._states = self._load_states() if in_memory else None
+        self._readers = {stage.name: _StageReader(self, stage) for stage in self.stages}
+        size = sum(reader.bytes for reader in self._readers.values())
+        if size <= IN_MEMORY_BYTES:
+            for reader in self._readers.values():
+                reader.load()
         self._outputs = {
             group: torch.stack([self._load_outputs(model) for model in members])
             for group, members in self.groups.items()
         }
+
+    def units(self, stage: str) -> tuple[int, ...]:
+        """Return the number of units of every model at a stage."""
+        return self._readers[stage].stage.units
+
+    def rows_per_sample(self, samples: Tensor) -> int:
+        """Return how many rows of states the longest of some samples has, over all stages."""
+        return sum(int(reader.lengths[samples].max()) for reader in self._readers.values())
 
     def batch(self, models: Tensor, samples: Tensor) -> TargetBatch:
         """Read some models on some samples.
@@ -110,25 +112,11 @@ class Targets:
             int64 indices on the CPU, in any order.
         """
         inputs = self.population.inputs.batch(samples.numpy())
-        lengths = inputs.lengths
-        time = torch.arange(int(lengths.max()))
-        rows = self._offsets[samples][:, None] + time
-        real = time < lengths[:, None]
-        rows = rows.where(real, 0)
-        stored_steps = None
-        if bool((self.every[models] > 1).any()):
-            stored_steps = real & (time % self.every[models][:, None, None] == 0)
-        if self._states is not None:
-            whole = len(models) == len(self._states) and bool((models.diff() == 1).all())
-            chosen = self._states if whole else self._states[models]
-            states = chosen[:, rows.flatten()].unflatten(1, rows.shape)
-            states = states * real[None, ..., None]  # at steps that were not stored, zero already
-        else:
-            states = torch.zeros(len(models), *rows.shape, max(self.units))
-            for position, model in enumerate(models.tolist()):
-                flat = torch.from_numpy(self._read_states(model, samples.numpy()))
-                kept = real if stored_steps is None else stored_steps[position]
-                states[position, :, :, : self.units[model]][kept] = flat
+        states, masks = {}, {}
+        for name, reader in self._readers.items():
+            read, mask = reader.read(models, samples)
+            states[name], masks[name] = read.to(self.device), mask.to(self.device)
+        rows, real = _padded_rows(self._offsets, samples)
         outputs = {}
         for group, members in self.groups.items():
             positions, values = [], []
@@ -141,38 +129,36 @@ class Targets:
                 continue
             stored = self._outputs[group][values]
             if self._axis[group] == "time":
-                read = stored[:, rows.flatten()].unflatten(1, rows.shape) * real[None, ..., None]
+                taken = stored[:, rows.flatten()].unflatten(1, rows.shape) * real[None, ..., None]
             else:
-                read = stored[:, samples].unsqueeze(2)
-            outputs[group] = (torch.tensor(positions, device=self.device), read.to(self.device))
+                taken = stored[:, samples].unsqueeze(2)
+            outputs[group] = (torch.tensor(positions, device=self.device), taken.to(self.device))
         return TargetBatch(
-            inputs.values.to(self.device),
-            lengths.to(self.device),
-            states.to(self.device),
-            outputs,
-            None if stored_steps is None else stored_steps.to(self.device),
+            inputs.values.to(self.device), inputs.lengths.to(self.device), states, masks, outputs
         )
 
-    def state_statistics(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+    def state_statistics(self, samples: Tensor, stage: str) -> tuple[Tensor, Tensor]:
         """Mean and pooled standard deviation of every model's stored states on some samples.
 
         Returns
         -------
         tuple of Tensor
             (model, max units) mean of each unit, and (model,) root of the variance averaged over
-            units, both over the steps that were stored.
+            units, both over the rows that were stored.
 
         Raises
         ------
         InvalidInput
             If the states of a model never change: there is nothing to embed.
         """
-        mean = torch.zeros(len(self.units), max(self.units))
-        scale = torch.zeros(len(self.units))
-        for model, units in enumerate(self.units):
+        reader = self._readers[stage]
+        units = reader.stage.units
+        mean = torch.zeros(len(units), max(units))
+        scale = torch.zeros(len(units))
+        for model, own in enumerate(units):
             count, total, square = 0, 0.0, 0.0
             for chunk in samples.split(SAMPLES_PER_READ):
-                states = self._read_states(model, chunk.numpy()).astype(np.float64)
+                states = reader.flat(model, chunk.numpy()).astype(np.float64)
                 # Chan, Golub and LeVeque (1983, doi:10.1080/00031305.1983.10483115): means and
                 # squared deviations of two parts are joined without cancellation.
                 chunk_mean = states.mean(0)
@@ -187,13 +173,13 @@ class Targets:
                 count = joined
             variance = float(np.mean(square)) / count
             if not variance > 0:
+                names = ", ".join(site.name for site in reader.stage.sites[model])
                 raise InvalidInput(
-                    f"The states of model {self.ids[model]!r} (sites "
-                    f"{', '.join(self.sites[self.ids[model]])}) are the same at every "
-                    "step of every training sample; a model embedding needs states that vary. "
-                    "Leave the model out, or capture a site that responds to the inputs."
+                    f"The states of model {self.ids[model]!r} (sites {names}) are the same at "
+                    "every step of every training sample; a model embedding needs states that "
+                    "vary. Leave the model out, or capture a site that responds to the inputs."
                 )
-            mean[model, :units] = torch.from_numpy(np.asarray(total)).float()
+            mean[model, :own] = torch.from_numpy(np.asarray(total)).float()
             scale[model] = math.sqrt(variance)
         return mean, scale
 
@@ -209,53 +195,78 @@ class Targets:
             stored = stored[:, samples]
         return float(stored.double().flatten(0, 1).var(0, correction=0).mean())
 
-    def _read_states(self, model: int, samples: NDArray[np.int64] | None) -> NDArray[np.float32]:
-        name = self.ids[model]
-        parts = [self.population.states(name, site, samples=samples) for site in self.sites[name]]
-        return np.concatenate(
-            [part.reshape(len(part), -1).astype(np.float32, copy=False) for part in parts], axis=1
-        )
-
-    def _load_states(self) -> Tensor:
-        states = torch.zeros(len(self.units), int(self._offsets[-1]), max(self.units))
-        for model, (units, every) in enumerate(zip(self.units, self.every.tolist(), strict=True)):
-            kept = slice(None) if every == 1 else self._stored_rows(every)
-            states[model, kept, :units] = torch.from_numpy(self._read_states(model, None))
-        return states
-
-    def _stored_rows(self, every: int) -> Tensor:
-        """Return (row,): whether a row is of one of the steps 0, every, 2 every, ..."""
-        begins = self._offsets[:-1].repeat_interleave(self._offsets.diff())
-        return (torch.arange(len(begins)) - begins) % every == 0
-
-    def _stride(self, model: str) -> int:
-        """Return at every how many steps the states of a model were stored."""
-        sites = [
-            site for site in self.population.spec(model).sites if site.name in self.sites[model]
-        ]
-        strides = {site.every for site in sites}
-        if len(strides) > 1:
-            found = ", ".join(f"{site.name!r} every {site.every}" for site in sites)
-            raise InvalidInput(
-                f"Sites of model {model!r} were stored at different steps ({found}), so that they "
-                "cannot be joined into one state. Choose some of one kind with sites=[...]."
-            )
-        return max(strides, default=1)
-
     def _load_outputs(self, model: int) -> Tensor:
         values = self.population.outputs(self.ids[model])
         return torch.from_numpy(values.reshape(len(values), -1).astype(np.float32))
 
 
-def _sites(population: Population, model: str, sites: Sequence[str] | None) -> tuple[str, ...]:
-    specs = {site.name: site for site in population.spec(model).sites}
-    chosen = tuple(specs) if sites is None else tuple(sites)
-    for name in chosen:
-        if name not in specs:
-            raise UnknownName(f"Model {model!r} has no site {name!r}. {suggest(name, specs)}")
-        if specs[name].axis != "time":
-            raise InvalidInput(
-                f"Site {name!r} of model {model!r} has one row per sample; a recurrent meta-model "
-                "needs one per time step. Choose other sites with sites=[...]."
-            )
-    return chosen
+class _StageReader:
+    """Reads the states of one stage: rows of all samples, one after the other."""
+
+    def __init__(self, targets: Targets, stage: Stage) -> None:
+        self.stage = stage
+        self.ids = targets.ids
+        self.population = targets.population
+        samples = len(targets.population.sample_ids)
+        self.offsets = targets._offsets
+        if stage.spec.axis == "sample":
+            self.offsets = torch.arange(samples + 1) * math.prod(stage.spec.positions)
+        self.lengths = self.offsets.diff()
+        self.every = torch.tensor(stage.every)
+        self.widest = max(stage.units)
+        self.bytes = 4 * len(self.ids) * int(self.offsets[-1]) * self.widest
+        self._states: Tensor | None = None
+
+    def load(self) -> None:
+        """Keep all states in memory."""
+        states = torch.zeros(len(self.ids), int(self.offsets[-1]), self.widest)
+        begins = self.offsets[:-1].repeat_interleave(self.lengths)
+        steps = torch.arange(len(begins)) - begins
+        for model, (units, every) in enumerate(
+            zip(self.stage.units, self.every.tolist(), strict=True)
+        ):
+            kept = slice(None) if every == 1 else steps % every == 0
+            states[model, kept, :units] = torch.from_numpy(self.flat(model, None))
+        self._states = states
+
+    def read(self, models: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (model, sample, row, max units) states, and (1 or model, sample, row) mask."""
+        rows, real = _padded_rows(self.offsets, samples)
+        mask = real[None]
+        if bool((self.every[models] > 1).any()):
+            steps = torch.arange(rows.shape[1])
+            mask = mask & (steps % self.every[models][:, None, None] == 0)
+        if self._states is not None:
+            whole = len(models) == len(self._states) and bool((models.diff() == 1).all())
+            chosen = self._states if whole else self._states[models]
+            states = chosen[:, rows.flatten()].unflatten(1, rows.shape)
+            if not bool(real.all()):
+                states *= real[None, ..., None]  # at steps that were not stored, zero already
+            return states, mask
+        states = torch.zeros(len(models), *rows.shape, self.widest)
+        own = mask.expand(len(models), -1, -1)
+        for position, model in enumerate(models.tolist()):
+            flat = torch.from_numpy(self.flat(model, samples.numpy()))
+            states[position, :, :, : flat.shape[1]][own[position]] = flat
+        return states, mask
+
+    def flat(self, model: int, samples: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        """Return (row, units): what was stored of a model on some samples, None for all."""
+        name = self.ids[model]
+        parts = []
+        for site in self.stage.sites[model]:
+            part = self.population.states(name, site.name, samples=samples)
+            if self.stage.spec.positions:
+                # (sample, channel, *positions): channels last, one row per position.
+                part = np.moveaxis(part.reshape(*part.shape[:2], -1), 1, 2)
+                part = part.reshape(-1, part.shape[2])
+            parts.append(part.reshape(len(part), -1).astype(np.float32, copy=False))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _padded_rows(offsets: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (sample, row) numbers of rows, and which are real."""
+    lengths = offsets.diff()[samples]
+    steps = torch.arange(int(lengths.max()))
+    real = steps < lengths[:, None]
+    return (offsets[samples][:, None] + steps).where(real, 0), real

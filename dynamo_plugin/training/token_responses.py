@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from dynamo_plugin.training.stages import HIDDEN
 from dynamo_plugin.training.targets import SAMPLES_PER_READ, Targets
 
 __all__ = ["embed_token_responses"]
@@ -33,11 +34,12 @@ def embed_token_responses(
 ) -> Tensor:
     """Return the principal components of the mean state change that follows each token.
 
-    The response of a model to a token is the mean of h_t - h_(t-1), with h_(-1) = 0, over the
-    training steps at which the token is read, in units of the model's state scale. Where only
+    The response of a recurrent model to a token is the mean of h_t - h_(t-1), with h_(-1) = 0, over
+    the training steps at which the token is read, in units of the model's state scale. Where only
     every k-th state was stored, a change between two of them is shared equally by the tokens read
-    since the first. The responses of all models, side by side, are centred and reduced to their
-    leading components, tokens weighted by their counts.
+    since the first. The response of a layered model is the mean of its first recorded state. The
+    responses of all models, side by side, are centred and reduced to their leading components,
+    tokens weighted by their counts.
 
     Parameters
     ----------
@@ -46,7 +48,7 @@ def embed_token_responses(
     samples
         (sample,) int64 indices of the training samples.
     scale
-        (model,) standard deviation of every model's states.
+        (model,) standard deviation of every model's states at the first stage.
     vocabulary
         Number of distinct ids.
     token_dim
@@ -60,7 +62,10 @@ def embed_token_responses(
         (vocabulary, token_dim) float32 with a root mean square of 0.3, tokens weighted by their
         counts; zero for tokens that do not occur.
     """
-    widths = list(targets.units)
+    stage = targets.stages[0]
+    recurrent = stage.name == HIDDEN
+    widths = list(stage.units)
+    every_of = torch.tensor(stage.every)
     total = sum(widths)
     dims = min(total, RESPONSE_DIMS)
     projections = (
@@ -68,23 +73,27 @@ def embed_token_responses(
         if total > dims
         else torch.eye(total).split(widths)
     )
-    strides = targets.every.unique()
+    strides = every_of.unique().tolist()
     counts = torch.zeros(len(strides), vocabulary)
     sums = torch.zeros(len(strides), vocabulary, dims)
-    for chunk in samples.split(SAMPLES_PER_READ):
-        for part in torch.arange(len(widths)).split(MODELS_PER_READ):
+    for part in torch.arange(len(widths)).split(MODELS_PER_READ):
+        own = torch.zeros(len(part), vocabulary, max(widths))
+        for chunk in samples.split(SAMPLES_PER_READ):
             batch = targets.batch(part, chunk)
-            lengths, inputs, states = batch.lengths.cpu(), batch.inputs.cpu(), batch.states.cpu()
-            for kind, every in enumerate(strides.tolist()):
+            lengths, inputs = batch.lengths.cpu(), batch.inputs.cpu()
+            states = batch.states[stage.name].cpu()
+            for kind, every in enumerate(strides):
                 followed = _followed(lengths, every)
                 tokens = inputs[followed]
                 if part[0] == 0:
                     counts[kind].index_add_(0, tokens, torch.ones(len(tokens)))
-                for place in (targets.every[part] == every).nonzero()[:, 0].tolist():
-                    model = int(part[place])
-                    change = _changes(states[place], every)[followed]
-                    scaled = change[:, : widths[model]] / scale[model]
-                    sums[kind].index_add_(0, tokens, scaled @ projections[model])
+                for place in (every_of[part] == every).nonzero()[:, 0].tolist():
+                    read = states[place]
+                    change = _changes(read, every) if recurrent else read
+                    own[place].index_add_(0, tokens, change[followed])
+        for place, model in enumerate(part.tolist()):
+            response = own[place, :, : widths[model]] / scale[model]
+            sums[strides.index(int(every_of[model]))] += response @ projections[model]
     responses = (sums / counts.clamp(min=1)[..., None]).sum(0)
     counts = counts.sum(0)
     weights = counts / counts.sum()

@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from dynamo_plugin.errors import DivergedFit, InvalidConfig, InvalidInput, suggest
-from dynamo_plugin.metamodels import AffineStateMaps
-from dynamo_plugin.registry import get_registry
+from dynamo_plugin.errors import DivergedFit, InvalidInput
+from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.store import Population
+from dynamo_plugin.training.building import build
 from dynamo_plugin.training.config import FitConfig
-from dynamo_plugin.training.evaluation import compares_decisions, evaluate
-from dynamo_plugin.training.objective import Objective, OutputTerm
+from dynamo_plugin.training.evaluation import evaluate
+from dynamo_plugin.training.objective import Objective
 from dynamo_plugin.training.sampler import draw_batches, split_samples
+from dynamo_plugin.training.settling import settle
 from dynamo_plugin.training.targets import Targets
-from dynamo_plugin.training.token_responses import embed_token_responses
-from dynamo_plugin.types import OutputSpec
 
-__all__ = ["FittedModels", "choose_output_losses", "train"]
+__all__ = ["FittedModels", "train"]
 
 HISTORY_ROWS = 25
 """How often a fit looks at held-out samples and writes a line of history."""
 
-ROW_STEPS_PER_PASS = 400_000
+ROWS_PER_PASS = 400_000
 """Models x sequences x time steps that go through forward and backward at once. A step over more
 than that is made of several passes whose gradients add up, which bounds its memory: a pass keeps
 about 50 bytes per meta unit and row step."""
 
-HISTORY_SAMPLES = 64
+HISTORY_SAMPLES = 16
 """Held-out samples of each such look; the figures of a finished fit use all of them."""
 
 
@@ -42,7 +41,9 @@ class FittedModels:
     """What training leaves."""
 
     meta_model: MetaModel
-    state_maps: AffineStateMaps
+    state_maps: StageMaps
+    common_maps: StageMaps | None
+    """The maps that all models share, where there are some."""
     thetas: Tensor
     """(model, embedding_dim), detached, on the CPU."""
     history: list[dict[str, float]]
@@ -53,34 +54,6 @@ class FittedModels:
     """(sample,) int64 indices."""
     config: FitConfig
     """As given, with every None that stands for a default replaced by what was used."""
-
-
-def choose_output_losses(outputs: tuple[OutputSpec, ...], chosen: object) -> dict[str, str]:
-    """Return the name of the output loss of every output group.
-
-    Parameters
-    ----------
-    outputs
-        The output groups.
-    chosen
-        One registered name for all, a mapping from group to name, or None for the default: `kl`
-        where a sequence has one output of at least two entries, `mse` elsewhere.
-    """
-    groups = [output.group for output in outputs]
-    if isinstance(chosen, str):
-        return dict.fromkeys(groups, chosen)
-    losses = {
-        output.group: "kl" if output.axis == "sample" and math.prod(output.shape) > 1 else "mse"
-        for output in outputs
-    }
-    if isinstance(chosen, dict):
-        for group in chosen:
-            if group not in losses:
-                raise InvalidConfig(
-                    f"output_loss names the output group {group!r}. {suggest(str(group), groups)}"
-                )
-        losses.update(chosen)
-    return losses
 
 
 def train(
@@ -119,8 +92,7 @@ def train(
     training, held_out = split_samples(
         len(population.sample_ids), held_out=config.held_out, seed=config.seed
     )
-    targets = Targets(population, sites=config.sites, device=device)
-    objective, config = _build(population, targets, training, config)
+    objective, targets, config = build(population, training, config, device=device)
     objective.to(device)
     optimiser, schedule = _optimiser(objective, config)
     decisions = {group: term.logits for group, term in objective.outputs.items()}
@@ -156,6 +128,7 @@ def train(
         sums += losses.mean(1)
         since += 1
         if step % interval == 0 or step == config.steps:
+            objective.eval()
             looked = evaluate(
                 objective.meta_model,
                 objective.state_maps,
@@ -164,6 +137,7 @@ def train(
                 watched,
                 decisions=decisions,
             )
+            objective.train()
             thetas = objective.thetas.detach()
             mean_hidden, mean_output = (sums / since).tolist()
             history.append(
@@ -187,10 +161,14 @@ def train(
             last_thetas = thetas.clone()
             sums.zero_()
             since = 0
-    objective.requires_grad_(False).cpu().eval()  # noqa: FBT003
+    objective.requires_grad_(False).eval()  # noqa: FBT003
+    if config.state_map_solver == "ridge":
+        settle(objective, targets, training[torch.randperm(len(training), generator=generator)])
+    objective.cpu()
     return FittedModels(
         objective.meta_model,
         objective.state_maps,
+        objective.common_maps,
         objective.thetas.detach(),
         history,
         training,
@@ -203,89 +181,18 @@ def _accumulate(
     objective: Objective, targets: Targets, models: Tensor, samples: Tensor, config: FitConfig
 ) -> Tensor:
     """Add the gradient of one step; return the hidden and output losses, (2, model)."""
-    longest = int(targets.population.lengths[samples.numpy()].max())
-    per_pass = max(ROW_STEPS_PER_PASS // (len(samples) * longest), 1)
+    rows = len(samples) * targets.rows_per_sample(samples)
+    per_pass = max(ROWS_PER_PASS // rows, 1)
     losses = []
     for part in models.split(per_pass):
         here = part.to(objective.thetas.device)
         terms = objective(targets.batch(part, samples), here)
         penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
         loss = terms.hidden + config.output_weight * terms.output + penalty
+        loss = loss + config.alignment_weight * terms.aligned
         (loss.sum() / len(models)).backward()
         losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
     return torch.cat(losses, dim=1)
-
-
-def _build(
-    population: Population, targets: Targets, training: Tensor, config: FitConfig
-) -> tuple[Objective, FitConfig]:
-    """Make everything that is trained, with the initial values that the seed decides."""
-    registry = get_registry()
-    spec = population.population_spec
-    losses = choose_output_losses(spec.outputs, config.output_loss)
-    family = registry.load("meta_model", config.family)
-    hidden_loss = registry.load("loss", config.hidden_loss)
-    _require_role(config.hidden_loss, "hidden")
-    outputs = {}
-    for output in spec.outputs:
-        name = losses[output.group]
-        _require_role(name, "output")
-        logits = compares_decisions(name)
-        scale = 1.0
-        if not logits:
-            variance = targets.output_variance(output.group, training)
-            scale = math.sqrt(variance) if variance > 0 else 1.0
-        outputs[output.group] = OutputTerm(output, registry.load("loss", name), logits, scale)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        try:
-            meta_model = family(spec, embedding_dim=config.embedding_dim, **config.family_options)
-        except TypeError as error:
-            raise InvalidConfig(
-                f"The family {config.family!r} does not take these options "
-                f"({dict(config.family_options)}): {error}."
-            ) from error
-        thetas = config.theta_std * torch.randn(len(population.ids), config.embedding_dim)
-        state_maps = AffineStateMaps(meta_model.units, targets.units)
-    mean, scales = targets.state_statistics(training)
-    table = meta_model.token_embedding
-    if table is not None and config.token_init == "responses":
-        table.weight.data.copy_(
-            embed_token_responses(
-                targets,
-                training,
-                scales,
-                vocabulary=table.num_embeddings,
-                token_dim=table.embedding_dim,
-                generator=torch.Generator().manual_seed(config.seed + 2),
-            )
-        )
-    state_maps.mean.copy_(mean)
-    if config.hidden_scale == "variance":
-        state_maps.scale.copy_(scales)
-    objective = Objective(meta_model, state_maps, thetas, hidden_loss=hidden_loss, outputs=outputs)
-    options = {k: v for k, v in meta_model.options().items() if k != "embedding_dim"}
-    return objective, replace(
-        config,
-        family_options=options,
-        output_loss=losses,
-        theta_learning_rate=config.theta_learning_rate or config.learning_rate,
-    )
-
-
-def _require_role(loss: str, role: str) -> None:
-    registration = get_registry().registration("loss", loss)
-    found = registration.attributes.get("role")
-    if found != role:
-        fitting = [
-            name
-            for name in get_registry().names("loss")
-            if get_registry().registration("loss", name).attributes.get("role") == role
-        ]
-        raise InvalidConfig(
-            f"{loss!r} is registered as a loss on {found}s and cannot be the {role} loss. "
-            f"{role.capitalize()} losses: {', '.join(fitting)}."
-        )
 
 
 def _optimiser(

@@ -13,6 +13,7 @@ import torch
 
 from dynamo_plugin.embedding import ModelEmbedding, fit
 from dynamo_plugin.errors import InvalidInput, UnknownName
+from dynamo_plugin.metamodels import AffineStateMaps
 from dynamo_plugin.store import Population
 
 
@@ -38,7 +39,9 @@ def test_base_states_are_in_the_units_of_the_model(embedding: ModelEmbedding) ->
     network = embedding.render("gru 2")
     states = network.base_states(inputs)
     hidden = network.trajectory(inputs).states["hidden"]
-    matrix, offset = embedding.state_maps.matrix(1)
+    maps = embedding.state_maps["hidden"]
+    assert isinstance(maps, AffineStateMaps)
+    matrix, offset = maps.matrix(1)
     assert states.shape == (6, 5, 4)
     torch.testing.assert_close(states, hidden @ matrix.T + offset)
     with pytest.raises(InvalidInput, match="rendered from a theta"):
@@ -146,7 +149,7 @@ def test_functional_distances_match_a_plain_loop(embedding: ModelEmbedding) -> N
     assert frame.loc["gru/1", "gru 2"] == pytest.approx((squared / steps) ** 0.5, rel=1e-5)
     assert (np.diag(frame) == 0).all()
     assert np.array_equal(frame, frame.T)
-    with pytest.raises(InvalidInput, match="'theta' or 'functional', got 'other'"):
+    with pytest.raises(InvalidInput, match="'pullback' or 'functional', got 'other'"):
         embedding.distances("other")  # type: ignore[arg-type]
 
 

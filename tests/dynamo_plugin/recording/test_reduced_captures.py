@@ -390,7 +390,7 @@ def test_reduced_states_can_be_fitted() -> None:
     )
     embedding = fit(population, steps=20, embedding_dim=2, progress=False)
     assert np.isfinite(embedding.history["loss"]).all()
-    assert embedding.state_maps.units == (6, 6, 6, 6)
+    assert embedding.state_maps.units == {"hidden": (6, 6, 6, 6)}
 
 
 @pytest.mark.parametrize("samples", [4, [7, 0, 3]])

@@ -7,10 +7,21 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from dynamo_plugin.metamodels import AffineStateMaps, GRUMetaModel
+from dynamo_plugin.metamodels import AffineStateMaps, GRUMetaModel, StageMaps
 from dynamo_plugin.store import Population
 from dynamo_plugin.training import Targets, evaluate
 from dynamo_plugin.training import evaluation as module
+
+
+def _maps(targets: Targets) -> StageMaps:
+    units = {"hidden": targets.stages[0].units}
+    return StageMaps("affine", {"hidden": 5}, units, embedding_dim=2, solver="gradient")
+
+
+def _matrix(all_maps: StageMaps, model: int) -> tuple[torch.Tensor, torch.Tensor]:
+    maps = all_maps["hidden"]
+    assert isinstance(maps, AffineStateMaps)
+    return maps.matrix(model)
 
 
 def test_matches_scikit_learn(ragged: Population, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -18,15 +29,16 @@ def test_matches_scikit_learn(ragged: Population, monkeypatch: pytest.MonkeyPatc
     torch.manual_seed(0)
     meta_model = GRUMetaModel(ragged.population_spec, embedding_dim=2, units=5)
     targets = Targets(ragged, sites=None, device=torch.device("cpu"))
-    maps = AffineStateMaps(5, targets.units)
-    mean, scale = targets.state_statistics(torch.arange(10))
+    all_maps = _maps(targets)
+    maps = all_maps["hidden"]
+    mean, scale = targets.state_statistics(torch.arange(10), "hidden")
     maps.mean.copy_(mean)
     maps.scale.copy_(scale)
     thetas = torch.randn(3, 2)
     samples = [8, 0, 2, 3, 9, 4, 6]
     found = evaluate(
         meta_model,
-        maps,
+        all_maps,
         thetas,
         targets,
         torch.tensor(samples),
@@ -36,7 +48,7 @@ def test_matches_scikit_learn(ragged: Population, monkeypatch: pytest.MonkeyPatc
         batch = ragged.inputs.batch(np.array(samples))
         trajectory = meta_model(batch.values, thetas[model], batch.lengths)
         real = torch.arange(6) < batch.lengths[:, None]
-        matrix, offset = maps.matrix(model)
+        matrix, offset = _matrix(all_maps, model)
         emulated = (trajectory.states["hidden"] @ matrix.T + offset)[real].detach().numpy()
         # R2 over all units together: residual and total are summed over units first.
         weights = ragged.states(name, samples=samples).astype(np.float64)
@@ -57,17 +69,17 @@ def test_only_stored_steps_count(strided: Population) -> None:
     torch.manual_seed(0)
     meta_model = GRUMetaModel(strided.population_spec, embedding_dim=2, units=5)
     targets = Targets(strided, sites=None, device=torch.device("cpu"))
-    maps, thetas = AffineStateMaps(5, targets.units), torch.randn(3, 2)
+    all_maps, thetas = _maps(targets), torch.randn(3, 2)
     found = evaluate(
         meta_model,
-        maps,
+        all_maps,
         thetas,
         targets,
         torch.tensor([8, 0, 2, 3]),
         decisions={"class": True, "value": False},
     )
     for model, every in enumerate([2, 1, 3]):
-        matrix, offset = maps.matrix(model)
+        matrix, offset = _matrix(all_maps, model)
         emulated = []
         for sample in [8, 0, 2, 3]:
             batch = strided.inputs.batch([sample])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynamo_plugin.losses import kl, l1, l2, mse
-from dynamo_plugin.metamodels import AffineStateMaps, GRUMetaModel
+from dynamo_plugin.metamodels import AffineStateMaps, GRUMetaModel, StageMaps
 from dynamo_plugin.store import Population
 from dynamo_plugin.training import Targets
 from dynamo_plugin.training.objective import Objective, OutputTerm
@@ -22,14 +22,18 @@ def objective(ragged: Population) -> Objective:
     spec = ragged.population_spec
     meta_model = GRUMetaModel(spec, embedding_dim=3, units=6)
     targets = Targets(ragged, sites=None, device=CPU)
-    maps = AffineStateMaps(6, targets.units)
+    all_maps = StageMaps(
+        "affine", {"hidden": 6}, {"hidden": targets.stages[0].units}, embedding_dim=3,
+        solver="gradient",
+    )  # fmt: skip
+    maps = all_maps["hidden"]
     maps.mean.normal_().mul_(maps.real_units)
     maps.scale.copy_(torch.tensor([0.5, 2.0, 3.0]))
     outputs = {
         "class": OutputTerm(spec.outputs[0], kl, logits=True, scale=1.0),
         "value": OutputTerm(spec.outputs[1], mse, logits=False, scale=2.5),
     }
-    return Objective(meta_model, maps, torch.randn(3, 3), hidden_loss=l2, outputs=outputs)
+    return Objective(meta_model, all_maps, torch.randn(3, 3), hidden_loss=l2, outputs=outputs)
 
 
 def _plain(
@@ -45,9 +49,14 @@ def _plain(
     inputs = torch.tensor(population.inputs.values[start:stop])
     theta = objective.thetas[model]
     state = torch.zeros(meta_model.units)
-    weight = objective.state_maps.weight[model, : objective.state_maps.units[model]]
-    bias = objective.state_maps.bias[model, : objective.state_maps.units[model]]
-    mean = objective.state_maps.mean[model, : objective.state_maps.units[model]]
+    maps = objective.state_maps["hidden"]
+    assert isinstance(maps, AffineStateMaps)
+    units = maps.units[model]
+    weight, bias, mean = (
+        maps.weight[model, :units],
+        maps.bias[model, :units],
+        maps.mean[model, :units],
+    )
     hidden, states = [], []
     for time in range(stop - start):
         state = meta_model.step(inputs[time], theta, state)
@@ -55,7 +64,7 @@ def _plain(
         if time % every:
             continue
         target = torch.from_numpy(population.states(name)[start + time])
-        target = (target - mean) / objective.state_maps.scale[model]
+        target = (target - mean) / maps.scale[model]
         hidden.append((weight @ state + bias - target).square().mean())
     readout = meta_model.readouts[["class", "value"].index(population.output_group(name))]
     if population.output_group(name) == "class":

@@ -33,14 +33,14 @@ def test_batches_are_the_stored_rows(
     samples = [6, 1, 3]
     batch = targets.batch(torch.tensor(models), torch.tensor(samples))
     assert batch.lengths.tolist() == [6, 1, 3]
-    assert batch.states.shape == (len(models), 3, 6, 4)
+    assert batch.states["hidden"].shape == (len(models), 3, 6, 4)
     for position, model in enumerate(models):
         rows = ragged.states(ragged.ids[model])
         for place, sample in enumerate(samples):
             start, stop = ragged.offsets[sample : sample + 2]
             padded = np.zeros((6, 4), np.float32)
             padded[: stop - start, : rows.shape[1]] = rows[start:stop]
-            assert np.array_equal(batch.states[position, place].numpy(), padded)
+            assert np.array_equal(batch.states["hidden"][position, place].numpy(), padded)
 
 
 def test_outputs_come_by_group(targets: Targets, ragged: Population) -> None:
@@ -65,7 +65,7 @@ def test_statistics_match_numpy(
 ) -> None:
     monkeypatch.setattr(module, "SAMPLES_PER_READ", 3)
     samples = [0, 2, 3, 6, 7, 8, 9]
-    mean, scale = targets.state_statistics(torch.tensor(samples))
+    mean, scale = targets.state_statistics(torch.tensor(samples), "hidden")
     for model, name in enumerate(ragged.ids):
         rows = ragged.states(name, samples=samples).astype(np.float64)
         units = rows.shape[1]
@@ -94,7 +94,7 @@ def test_states_that_never_vary_are_refused(
     outputs = {name: rng.normal(size=(3, 2)) for name in states}
     population = write_population(states, outputs, rng.normal(size=(6, 1)), [2, 2, 2])
     with pytest.raises(InvalidInput, match=r"'dead'.*states that vary"):
-        Targets(population, sites=None, device=CPU).state_statistics(torch.arange(3))
+        Targets(population, sites=None, device=CPU).state_statistics(torch.arange(3), "hidden")
 
 
 def test_an_unknown_site_suggests(ragged: Population) -> None:
@@ -115,24 +115,26 @@ def test_batches_say_which_steps_were_stored(
     samples = torch.tensor([6, 1, 3, 4])
     whole = Targets(ragged, sites=None, device=CPU).batch(torch.tensor(models), samples)
     batch = Targets(strided, sites=None, device=CPU).batch(torch.tensor(models), samples)
-    assert whole.stored is None
+    real = torch.arange(6) < torch.tensor([6, 1, 3, 5])[:, None]
+    assert torch.equal(whole.masks["hidden"], real[None])
     if models == [1]:
-        assert batch.stored is None
-        assert torch.equal(batch.states, whole.states)
+        assert torch.equal(batch.masks["hidden"], real[None])
+        assert torch.equal(batch.states["hidden"], whole.states["hidden"])
         return
-    assert batch.stored is not None
     for position, model in enumerate(models):
         for place, length in enumerate([6, 1, 3, 5]):
             for time in range(6):
                 stored = time < length and time % [2, 1, 3][model] == 0
-                assert batch.stored[position, place, time] == stored
-                state = batch.states[position, place, time]
-                assert torch.equal(state, whole.states[position, place, time] * stored)
+                assert batch.masks["hidden"][position, place, time] == stored
+                state = batch.states["hidden"][position, place, time]
+                assert torch.equal(state, whole.states["hidden"][position, place, time] * stored)
 
 
 def test_statistics_are_those_of_the_stored_steps(strided: Population) -> None:
     samples = [0, 2, 9]
-    mean, scale = Targets(strided, sites=None, device=CPU).state_statistics(torch.tensor(samples))
+    mean, scale = Targets(strided, sites=None, device=CPU).state_statistics(
+        torch.tensor(samples), "hidden"
+    )
     rows = strided.states("c", samples=samples).astype(np.float64)
     assert len(rows) == 2 + 2 + 2
     assert np.allclose(mean[2, :3], rows.mean(0), rtol=1e-6)
@@ -146,4 +148,5 @@ def test_sites_stored_at_different_steps_are_not_joined() -> None:
     )
     with pytest.raises(InvalidInput, match=r"'gru.layer0' every 1, 'gru.layer1' every 2.*sites="):
         Targets(population, sites=None, device=CPU)
-    assert Targets(population, sites=["gru.layer1"], device=CPU).every.tolist() == [2]
+    (stage,) = Targets(population, sites=["gru.layer1"], device=CPU).stages
+    assert stage.every == (2,)

@@ -71,8 +71,8 @@ def test_the_scale_of_states_changes_nothing(
     scaled = _fit(write_population(states, outputs, inputs, [TIME] * SAMPLES))
     plain = _fit(small)
     torch.testing.assert_close(scaled.thetas, plain.thetas, rtol=1e-2, atol=1e-3)
-    assert scaled.state_maps.scale[0].item() == pytest.approx(
-        10 * plain.state_maps.scale[0].item(), rel=1e-5
+    assert scaled.state_maps["hidden"].scale[0].item() == pytest.approx(
+        10 * plain.state_maps["hidden"].scale[0].item(), rel=1e-5
     )
 
 
@@ -82,7 +82,7 @@ def test_without_normalisation_the_scale_matters(
     states, outputs, inputs = _networks({"a": 10.0, "b": 1.0})
     population = write_population(states, outputs, inputs, [TIME] * SAMPLES)
     fitted = _fit(population, hidden_scale="none")
-    assert fitted.state_maps.scale.tolist() == [1.0, 1.0]
+    assert fitted.state_maps["hidden"].scale.tolist() == [1.0, 1.0]
     assert fitted.history[0]["hidden_loss"] > 2 * _fit(population).history[0]["hidden_loss"]
 
 
@@ -109,14 +109,16 @@ def test_a_step_in_several_passes_is_the_same_step(
     small: Population, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _fit(small, steps=20)
-    monkeypatch.setattr(trainer, "ROW_STEPS_PER_PASS", 1)
+    monkeypatch.setattr(trainer, "ROWS_PER_PASS", 1)
     torch.testing.assert_close(_fit(small, steps=20).thetas, whole.thetas, rtol=1e-3, atol=1e-5)
 
 
 def test_what_was_left_to_default_is_recorded(small: Population) -> None:
     config = _fit(small, steps=1).config
     assert config.output_loss == {small.population_spec.outputs[0].group: "kl"}
-    assert config.family_options == {"units": 16, "token_dim": 128}
+    assert config.family_options["units"] == 16
+    assert config.family_options["token_dim"] == 128
+    assert config.family_options["conditioning"] == "bias"
     assert config.theta_learning_rate == config.learning_rate
 
 

@@ -1,0 +1,118 @@
+"""Distances between networks, from what the meta-model does at their thetas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+if TYPE_CHECKING:
+    from dynamo_plugin.embedding.model_embedding import ModelEmbedding
+    from dynamo_plugin.types import SequenceBatch
+
+__all__ = ["functional_distances", "pullback_metric"]
+
+ROWS = 2048
+"""Model-sample pairs that run at once."""
+
+PULLBACK_SAMPLES = 64
+"""Held-out samples that the pull-back metric is averaged over."""
+
+
+def rendered_states(
+    embedding: ModelEmbedding, inputs: Tensor, lengths: Tensor, thetas: Tensor
+) -> Tensor:
+    """Return what the networks at some thetas do, in a space that all of them share.
+
+    Parameters
+    ----------
+    inputs, lengths
+        (sample, ...) and (sample,).
+    thetas
+        (model, embedding_dim).
+
+    Returns
+    -------
+    Tensor
+        (model, number): aligned base states, V(theta) h, where one map serves all models; else
+        the states of the meta-model. At real rows of every stage, scaled so that the square of a
+        difference is the mean over units, summed over rows of one stage and averaged over stages.
+    """
+    states = embedding.meta_model(inputs[None], thetas[:, None], lengths[None]).states
+    models = torch.arange(len(thetas), device=thetas.device)
+    shared = embedding.common_maps
+    if shared is None and embedding.config.state_map == "amortised":
+        shared = embedding.state_maps
+    parts = []
+    for stage, values in states.items():
+        mapped = values if shared is None else shared[stage](values, models, thetas)
+        rows = mapped.flatten(1, 2)
+        if not embedding.meta_model.layered or embedding.meta_model.spec.inputs.kind != "array":
+            time = torch.arange(mapped.shape[2], device=mapped.device)
+            rows = mapped[:, time < lengths[:, None]]
+        parts.append(rows.flatten(1) / (rows.shape[1] * rows.shape[2] * len(states)) ** 0.5)
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def functional_distances(embedding: ModelEmbedding) -> NDArray[np.float64]:
+    """Return (model, model): root mean square difference of the rendered states.
+
+    Over held-out samples, real rows, units and stages.
+    """
+    gram = torch.zeros(len(embedding), len(embedding), dtype=torch.float64)
+    chunks = embedding.held_out_samples.split(max(ROWS // len(embedding), 1))
+    count = 0
+    for chunk in chunks:
+        batch = embedding.population.inputs.batch(chunk.numpy())
+        states = rendered_states(embedding, batch.values, batch.lengths, embedding.thetas)
+        # Centred over models, which no difference sees, so that nothing cancels below.
+        rows = (states - states.mean(0)).double()
+        weight = int(batch.lengths.sum())
+        gram += weight * (rows @ rows.T)
+        count += weight
+    norms = gram.diagonal()
+    squared = (norms[:, None] + norms[None] - 2 * gram) / count
+    distances = squared.clamp(min=0).sqrt().fill_diagonal_(0).numpy()
+    symmetric: NDArray[np.float64] = (distances + distances.T) / 2
+    return symmetric
+
+
+@torch.no_grad()
+def pullback_metric(embedding: ModelEmbedding) -> NDArray[np.float64]:
+    """Return G = E[J^T J], J the derivative of the rendered states by theta.
+
+    The mean is over models, held-out samples, real rows, units and stages, so that
+    (a - b)^T G (a - b) is, to first order, the mean squared difference of what the networks at a
+    and b do.
+
+    Returns
+    -------
+    ndarray
+        (embedding_dim, embedding_dim) float64, symmetric and positive semidefinite.
+    """
+    thetas = embedding.thetas
+    dims = thetas.shape[1]
+    metric = torch.zeros(dims, dims, dtype=torch.float64)
+    count = 0
+    for chunk in embedding.held_out_samples[:PULLBACK_SAMPLES].split(8):
+        batch = embedding.population.inputs.batch(chunk.numpy())
+
+        def rendered(theta: Tensor, batch: SequenceBatch = batch) -> Tensor:
+            return rendered_states(embedding, batch.values, batch.lengths, theta)
+
+        weight = int(batch.lengths.sum())
+        for some in thetas.split(32):
+            with sdpa_kernel(SDPBackend.MATH):  # the fast ones have no forward derivative
+                changes = [
+                    torch.func.jvp(rendered, (some,), (direction.expand_as(some),))[1].flatten()
+                    for direction in torch.eye(dims, dtype=thetas.dtype)
+                ]
+            rows = torch.stack(changes).double()
+            metric += weight * (rows @ rows.T)
+            count += weight * len(some)
+    return (metric / count).numpy()

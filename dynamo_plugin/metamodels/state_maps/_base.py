@@ -1,0 +1,204 @@
+"""What every kind of state map does."""
+
+from __future__ import annotations
+
+import abc
+import copy
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from dynamo_plugin.errors import InvalidConfig, InvalidInput
+from dynamo_plugin.metamodels.state_maps._moments import Moments
+
+__all__ = ["RIDGE", "StateMaps", "apply_affine"]
+
+DECAY = 0.9
+"""Of the moments, from one step to the next."""
+
+RIDGE = 1e-3
+"""Strength of the penalty, in units of the mean diagonal of the features' second moment."""
+
+
+class StateMaps(nn.Module, abc.ABC):
+    """The maps V_n from the meta-model's states to those of the base models, all models at once.
+
+    The states of a base model are compared in units of their own: `normalise` takes the mean off,
+    divides by one scale, and pads to the widest model with zeros; `restore` undoes that. Mean and
+    scale are statistics of the training inputs, set before training.
+
+    Parameters
+    ----------
+    source_units
+        Width of the meta-model's states.
+    units
+        Number of hidden units of every base model.
+    embedding_dim
+        Length of theta, for maps that depend on it.
+    solver
+        `gradient`: the maps are parameters, learned with everything else. `ridge`: they are solved
+        in closed form for the current states of the meta-model, see `solve`.
+    """
+
+    solvers: ClassVar[tuple[str, ...]] = ("gradient", "ridge")
+    """Those that this kind of map has."""
+    per_model: ClassVar[tuple[str, ...]] = ("mean", "scale", "real_units")
+    """Names of the tensors whose first axis is the model."""
+
+    mean: Tensor
+    """(model, max units) buffer."""
+    scale: Tensor
+    """(model,) buffer."""
+    real_units: Tensor
+    """(model, max units) boolean buffer: which units exist."""
+
+    def __init__(
+        self,
+        source_units: int,
+        units: Sequence[int],
+        *,
+        embedding_dim: int,
+        solver: str = "gradient",
+    ) -> None:
+        super().__init__()
+        if not units or min(units) < 1:
+            raise InvalidInput(f"Every model needs at least one hidden unit, got {list(units)}.")
+        if solver not in self.solvers:
+            raise InvalidConfig(
+                f"{type(self).__name__} are found by {' or '.join(self.solvers)}, not by "
+                f"{solver!r}: choose another state_map or state_map_solver."
+            )
+        self.source_units = source_units
+        self.units = tuple(units)
+        self.embedding_dim = embedding_dim
+        self.solver = solver
+        widest = max(units)
+        self.register_buffer("mean", torch.zeros(len(units), widest))
+        self.register_buffer("scale", torch.ones(len(units)))
+        real = torch.arange(widest) < torch.tensor(self.units)[:, None]
+        self.register_buffer("real_units", real, persistent=False)
+        self._running: Moments | None = None
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    @property
+    def widest(self) -> int:
+        """Number of units to which states are padded."""
+        return self.mean.shape[1]
+
+    def select(self, models: Sequence[int]) -> Self:
+        """Return copies of some of the maps, in the order given."""
+        chosen = copy.deepcopy(self)
+        chosen.units = tuple(self.units[model] for model in models)
+        chosen._running = None
+        rows = torch.tensor(models)
+        for name in self.per_model:
+            own = getattr(self, name)
+            part = own.detach()[rows.to(own.device)].clone()
+            if isinstance(own, nn.Parameter):
+                part = nn.Parameter(part, requires_grad=own.requires_grad)
+            setattr(chosen, name, part)
+        return chosen
+
+    @property
+    def target_units(self) -> Tensor:
+        """(model, max units) boolean: which entries of normalised states mean something."""
+        return self.real_units
+
+    @abc.abstractmethod
+    def forward(self, states: Tensor, models: Tensor, thetas: Tensor) -> Tensor:
+        """Map states of the meta-model to normalised states of the base models.
+
+        Parameters
+        ----------
+        states
+            (model, sample, row, source_units).
+        models
+            (model,) int64: which map each goes through.
+        thetas
+            (model, embedding_dim): theirs.
+
+        Returns
+        -------
+        Tensor
+            (model, sample, row, max units); zero past a model's own units.
+        """
+
+    def normalise(self, base_states: Tensor, models: Tensor) -> Tensor:
+        """Express padded states of base models as `forward` predicts them.
+
+        Parameters
+        ----------
+        base_states
+            (model, ..., max units).
+        models
+            (model,) int64.
+        """
+        shape = (len(models),) + (1,) * (base_states.ndim - 2)
+        mean = self.mean[models].view(*shape, -1)
+        return (base_states - mean) / self.scale[models].view(*shape, 1)
+
+    def restore(self, mapped: Tensor, models: Tensor) -> Tensor:
+        """Undo `normalise`."""
+        shape = (len(models),) + (1,) * (mapped.ndim - 2)
+        mean = self.mean[models].view(*shape, -1)
+        return mapped * self.scale[models].view(*shape, 1) + mean
+
+    def solve(
+        self, states: Tensor, targets: Tensor, mask: Tensor, models: Tensor, thetas: Tensor
+    ) -> None:
+        """Solve the maps of some models for what the meta-model does now.
+
+        Ridge regression on moments that decay from call to call: those of one minibatch alone are
+        too few rows, and those of long ago belong to another meta-model. No gradient flows into
+        the solution.
+
+        Parameters
+        ----------
+        states, models, thetas
+            As in `forward`.
+        targets
+            (model, sample, row, max units): normalised states of the base models.
+        mask
+            (1 or model, sample, row) boolean: which rows count.
+        """
+        if self._running is None:
+            self._running = self.new_moments(decay=DECAY, dtype=torch.float32).to(states.device)
+        self.collect(self._running, states, targets, mask, models, thetas)
+        self.solve_for(self._running, models, thetas)
+
+    def forget(self) -> None:
+        """Drop the running moments: the maps are not solved again."""
+        self._running = None
+
+    def new_moments(self, *, decay: float | None, dtype: torch.dtype) -> Moments:
+        """Return empty moments of the shape that this kind of map is solved from."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def collect(
+        self,
+        moments: Moments,
+        states: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        models: Tensor,
+        thetas: Tensor,
+    ) -> None:
+        """Take what the meta-model and the base models do into moments; see `solve`."""
+        rows = mask.expand(len(models), *states.shape[1:3]).flatten(1)
+        moments.update(models, states.flatten(1, 2), targets.flatten(1, 2), rows)
+
+    def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
+        """Set the maps of some models to the ridge solution."""
+        raise NotImplementedError
+
+
+def apply_affine(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return W h + b, (model, sample, row, out), with one W (model, out, in) and b per model."""
+    flat = torch.baddbmm(bias.unsqueeze(1), states.flatten(1, 2), weight.mT)
+    result: Tensor = flat.unflatten(1, states.shape[1:3])
+    return result

@@ -1,0 +1,113 @@
+"""One map for all models, which theta bends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dynamo_plugin.metamodels.state_maps._base import RIDGE, StateMaps, apply_affine
+from dynamo_plugin.metamodels.state_maps._moments import Moments, ridge
+
+__all__ = ["AmortisedStateMaps"]
+
+
+class AmortisedStateMaps(StateMaps):
+    """V(theta) = V_0 + sum_k theta_k V_k on states that were aligned beforehand.
+
+        Q_n (h_n - mean_n) / scale_n  is predicted by  V(theta_n) [h ; 1]
+
+    A free map per model can absorb what distinguishes the models; here theta alone can carry it.
+    The orthogonal Q_n are set before training, see `training.alignment`. Parameters are those of
+    `StateMaps`.
+    """
+
+    per_model = (*StateMaps.per_model, "rotation")
+
+    rotation: Tensor
+    """(model, max units, max units) buffer: Q."""
+    weight: Tensor
+    """(1 + embedding_dim, max units, source_units + 1): V_0, V_1, ..., the offset in the last
+    column."""
+
+    def __init__(
+        self,
+        source_units: int,
+        units: Sequence[int],
+        *,
+        embedding_dim: int,
+        solver: str = "gradient",
+    ) -> None:
+        super().__init__(source_units, units, embedding_dim=embedding_dim, solver=solver)
+        widest = max(units)
+        self.register_buffer("rotation", torch.eye(widest).repeat(len(units), 1, 1))
+        bound = 1 / math.sqrt(source_units)
+        weight = torch.empty(1 + embedding_dim, widest, source_units + 1).uniform_(-bound, bound)
+        weight[..., -1] = 0
+        if solver == "gradient":
+            self.weight = nn.Parameter(weight)
+        else:
+            self.register_buffer("weight", weight)
+
+    @property
+    def target_units(self) -> Tensor:
+        """(model, max units): all of them, since rotations mix units with padding."""
+        return torch.ones_like(self.real_units)
+
+    def normalise(self, base_states: Tensor, models: Tensor) -> Tensor:
+        """Return (model, ..., max units): Q (h - mean) / scale."""
+        states = super().normalise(base_states, models)
+        turned = states.flatten(1, -2) @ self.rotation[models].mT
+        return turned.view(states.shape)
+
+    def restore(self, mapped: Tensor, models: Tensor) -> Tensor:
+        """Undo `normalise`."""
+        turned = (mapped.flatten(1, -2) @ self.rotation[models]).view(mapped.shape)
+        return super().restore(turned, models) * self.real_units[models].view(
+            len(models), *(1,) * (mapped.ndim - 2), -1
+        )
+
+    def forward(self, states: Tensor, models: Tensor, thetas: Tensor) -> Tensor:
+        """Return V(theta) [h ; 1] in the common space; see `StateMaps.forward`."""
+        weight = torch.einsum("mk,kou->mou", _with_one(thetas), self.weight)
+        return apply_affine(states, weight[..., :-1], weight[..., -1])
+
+    def new_moments(self, *, decay: float | None, dtype: torch.dtype) -> Moments:
+        """See `StateMaps.new_moments`."""
+        sizes = (len(self.units), self.source_units + 1, self.widest)
+        return Moments(*sizes, decay=decay, dtype=dtype)
+
+    @torch.no_grad()
+    def collect(
+        self,
+        moments: Moments,
+        states: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        models: Tensor,
+        thetas: Tensor,
+    ) -> None:
+        """See `StateMaps.collect`."""
+        super().collect(moments, _with_one(states, last=True), targets, mask, models, thetas)
+
+    @torch.no_grad()
+    def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
+        """See `StateMaps.solve_for`; models seen count alike, at the thetas that are given.
+
+        With t = [1 ; theta], the features are t (x) [h ; 1], so that their second moment is the sum
+        over models of t t^T (x) E[h h^T].
+        """
+        features, products = moments.raw(models)
+        scales = _with_one(thetas).to(features.dtype)
+        count = scales.shape[1] * features.shape[1]
+        gram = torch.einsum("mk,ml,mij->kilj", scales, scales, features).reshape(count, count)
+        cross = torch.einsum("mk,mio->kio", scales, products).reshape(count, -1)
+        solution = ridge(gram[None], cross[None], RIDGE)[0]
+        self.weight.copy_(solution.unflatten(0, (scales.shape[1], -1)).mT)
+
+
+def _with_one(values: Tensor, *, last: bool = False) -> Tensor:
+    """Add a one before (or after) the last axis' entries."""
+    return nn.functional.pad(values, (0, 1) if last else (1, 0), value=1.0)

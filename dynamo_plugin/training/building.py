@@ -1,0 +1,199 @@
+"""Makes everything that is trained, with the initial values that the seed decides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from dynamo_plugin.errors import InvalidConfig, suggest
+from dynamo_plugin.metamodels import AmortisedStateMaps, StageMaps
+from dynamo_plugin.registry import get_registry
+from dynamo_plugin.registry.interfaces import MetaModel
+from dynamo_plugin.store import Population
+from dynamo_plugin.training.alignment import align_states
+from dynamo_plugin.training.config import FitConfig
+from dynamo_plugin.training.evaluation import compares_decisions
+from dynamo_plugin.training.objective import Objective, OutputTerm
+from dynamo_plugin.training.targets import Targets
+from dynamo_plugin.training.token_responses import embed_token_responses
+from dynamo_plugin.types import OutputSpec
+
+__all__ = ["build", "choose_output_losses"]
+
+
+def build(
+    population: Population, training: Tensor, config: FitConfig, *, device: torch.device
+) -> tuple[Objective, Targets, FitConfig]:
+    """Make meta-model, thetas and state maps, and what they learn from.
+
+    Parameters
+    ----------
+    population
+        What is embedded.
+    training
+        (sample,) indices of the training samples.
+    config
+        The settings.
+    device
+        Where batches go.
+
+    Returns
+    -------
+    tuple
+        The objective, on the CPU; the targets; the settings with every default spelled out.
+    """
+    registry = get_registry()
+    family = registry.load("meta_model", config.family)
+    hidden_loss = registry.load("loss", config.hidden_loss)
+    _require_role(config.hidden_loss, "hidden")
+    losses = choose_output_losses(population.population_spec.outputs, config.output_loss)
+    for name in losses.values():
+        _require_role(name, "output")
+    targets = Targets(population, sites=config.sites, device=device, layered=family.layered)
+    spec = population.population_spec
+    if family.layered:
+        spec = replace(spec, stages=tuple(stage.spec for stage in targets.stages))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            meta_model: MetaModel = family(
+                spec, embedding_dim=config.embedding_dim, **config.family_options
+            )
+        except TypeError as error:
+            raise InvalidConfig(
+                f"The family {config.family!r} does not take these options "
+                f"({dict(config.family_options)}): {error}."
+            ) from error
+        thetas = config.theta_std * torch.randn(len(population.ids), config.embedding_dim)
+        units = {stage.name: stage.units for stage in targets.stages}
+        state_maps, common_maps = (
+            StageMaps(
+                kind,
+                meta_model.stage_units,
+                units,
+                embedding_dim=config.embedding_dim,
+                solver=config.state_map_solver,
+            )
+            if kind is not None
+            else None
+            for kind in (config.state_map, "amortised" if config.alignment_weight > 0 else None)
+        )
+    assert state_maps is not None
+    scales = _set_statistics(targets, training, config, [state_maps, common_maps])
+    table = meta_model.token_embedding
+    if table is not None and config.token_init == "responses":
+        table.weight.data.copy_(
+            embed_token_responses(
+                targets,
+                training,
+                scales,
+                vocabulary=table.num_embeddings,
+                token_dim=table.embedding_dim,
+                generator=torch.Generator().manual_seed(config.seed + 2),
+            )
+        )
+    outputs = {
+        output.group: _output_term(output, losses[output.group], targets, training)
+        for output in spec.outputs
+    }
+    objective = Objective(
+        meta_model,
+        state_maps,
+        thetas,
+        hidden_loss=hidden_loss,
+        outputs=outputs,
+        common_maps=common_maps,
+    )
+    options = {k: v for k, v in meta_model.options().items() if k != "embedding_dim"}
+    complete = replace(
+        config,
+        family_options=options,
+        output_loss=losses,
+        theta_learning_rate=config.theta_learning_rate or config.learning_rate,
+    )
+    return objective, targets, complete
+
+
+def _set_statistics(
+    targets: Targets, training: Tensor, config: FitConfig, all_maps: list[StageMaps | None]
+) -> Tensor:
+    """Set mean, scale and rotation of all maps; return the scales of the first stage."""
+    first: Tensor | None = None
+    for stage in targets.stages:
+        mean, scales = targets.state_statistics(training, stage.name)
+        first = scales if first is None else first
+        rotations: Tensor | None = None
+        for maps_of in all_maps:
+            if maps_of is None:
+                continue
+            maps = maps_of[stage.name]
+            maps.mean.copy_(mean)
+            shared = isinstance(maps, AmortisedStateMaps)
+            # Where states are laid on each other, all must be of one size, padding included.
+            own = scales * (torch.tensor(stage.units) / maps.widest).sqrt() if shared else scales
+            if config.hidden_scale == "variance":
+                maps.scale.copy_(own)
+            if isinstance(maps, AmortisedStateMaps):
+                if rotations is None:
+                    generator = torch.Generator().manual_seed(config.seed + 3)
+                    rotations = align_states(
+                        targets, training, mean, own, stage=stage.name, generator=generator
+                    ).rotations
+                maps.rotation.copy_(rotations)
+    assert first is not None
+    return first
+
+
+def _output_term(output: OutputSpec, loss: str, targets: Targets, training: Tensor) -> OutputTerm:
+    logits = compares_decisions(loss)
+    scale = 1.0
+    if not logits:
+        variance = targets.output_variance(output.group, training)
+        scale = math.sqrt(variance) if variance > 0 else 1.0
+    return OutputTerm(output, get_registry().load("loss", loss), logits, scale)
+
+
+def choose_output_losses(outputs: tuple[OutputSpec, ...], chosen: object) -> dict[str, str]:
+    """Return the name of the output loss of every output group.
+
+    Parameters
+    ----------
+    outputs
+        The output groups.
+    chosen
+        One registered name for all, a mapping from group to name, or None for the default: `kl`
+        where a sequence has one output of at least two entries, `mse` elsewhere.
+    """
+    groups = [output.group for output in outputs]
+    if isinstance(chosen, str):
+        return dict.fromkeys(groups, chosen)
+    losses = {
+        output.group: "kl" if output.axis == "sample" and math.prod(output.shape) > 1 else "mse"
+        for output in outputs
+    }
+    if isinstance(chosen, dict):
+        for group in chosen:
+            if group not in losses:
+                raise InvalidConfig(
+                    f"output_loss names the output group {group!r}. {suggest(str(group), groups)}"
+                )
+        losses.update(chosen)
+    return losses
+
+
+def _require_role(loss: str, role: str) -> None:
+    registration = get_registry().registration("loss", loss)
+    found = registration.attributes.get("role")
+    if found != role:
+        fitting = [
+            name
+            for name in get_registry().names("loss")
+            if get_registry().registration("loss", name).attributes.get("role") == role
+        ]
+        raise InvalidConfig(
+            f"{loss!r} is registered as a loss on {found}s and cannot be the {role} loss. "
+            f"{role.capitalize()} losses: {', '.join(fitting)}."
+        )
