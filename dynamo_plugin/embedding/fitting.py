@@ -41,9 +41,9 @@ def fit(
         Whether to show a bar on stderr.
     **settings
         The fields of `dynamo_plugin.training.FitConfig`: family, family_options, embedding_dim,
-        sites, hidden_loss, hidden_scale, output_loss, output_weight, steps, batch_size,
-        models_per_step, learning_rate, theta_learning_rate, theta_decay, theta_std, warmup, clip,
-        held_out, seed.
+        sites, state_map, state_map_solver, alignment_weight, hidden_loss, hidden_scale,
+        output_loss, output_weight, token_init, steps, batch_size, models_per_step, learning_rate,
+        theta_learning_rate, theta_decay, theta_std, warmup, clip, held_out, seed.
 
     Returns
     -------

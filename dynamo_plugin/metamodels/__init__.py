@@ -16,6 +16,7 @@ from dynamo_plugin.metamodels.state_maps import (
     MLPStateMaps,
     OrthogonalStateMaps,
     SharedStateMaps,
+    SolvableStateMaps,
     StageMaps,
     StateMaps,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "ResNetMetaModel",
     "ResidualMetaModel",
     "SharedStateMaps",
+    "SolvableStateMaps",
     "StageMaps",
     "StateMaps",
     "TransformerMetaModel",

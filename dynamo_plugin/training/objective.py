@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dynamo_plugin.metamodels import StageMaps
+from dynamo_plugin.metamodels import SolvableStateMaps, StageMaps
 from dynamo_plugin.registry.interfaces import Loss, MetaModel
 from dynamo_plugin.training.targets import TargetBatch
 from dynamo_plugin.types import OutputSpec, Trajectory
@@ -124,7 +124,7 @@ class Objective(nn.Module):
         for stage, maps in maps_of.items():
             states, mask = trajectory.states[stage], batch.masks[stage]
             target = maps.normalise(batch.states[stage], models)
-            if maps.solver == "ridge" and self.training:
+            if self.training and isinstance(maps, SolvableStateMaps) and maps.solver == "ridge":
                 maps.solve(states.detach(), target, mask, models, thetas.detach())
             counted = mask[..., None] & maps.target_units[models][:, None, None]
             mapped = maps(states, models, thetas)

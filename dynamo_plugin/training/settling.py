@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynamo_plugin.metamodels import SolvableStateMaps
 from dynamo_plugin.training.evaluation import ROWS_PER_BATCH
 from dynamo_plugin.training.objective import Objective
 from dynamo_plugin.training.targets import Targets
@@ -30,13 +31,14 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
         (sample,) int64 indices, in random order.
     """
     rows = ROWS_PER_FEATURE * max(objective.meta_model.stage_units.values())
-    samples = samples[: max(-(-rows // targets.rows_per_sample(samples)), 1)]
+    samples = targets.first_with_rows(samples, rows)
     thetas = objective.thetas.detach()
     settled = [
         (stage, maps, maps.new_moments(decay=None, dtype=torch.float64).to(thetas.device))
         for maps_of in (objective.state_maps, objective.common_maps)
         if maps_of is not None
         for stage, maps in maps_of.items()
+        if isinstance(maps, SolvableStateMaps)
     ]
     for models in torch.arange(len(thetas)).split(64):
         here = models.to(thetas.device)
@@ -48,7 +50,7 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
             for stage, maps, moments in settled:
                 target = maps.normalise(batch.states[stage], here)
                 mask, states = batch.masks[stage], trajectory.states[stage]
-                maps.collect(moments, states, target, mask, here, thetas[here])
+                maps.collect(moments, states, target, mask, here)
     everything = torch.arange(len(thetas), device=thetas.device)
     for _, maps, moments in settled:
         maps.solve_for(moments, everything, thetas)

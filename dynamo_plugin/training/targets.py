@@ -103,6 +103,16 @@ class Targets:
         """Return how many rows of states the longest of some samples has, over all stages."""
         return sum(int(reader.lengths[samples].max()) for reader in self._readers.values())
 
+    def first_with_rows(self, samples: Tensor, rows: int) -> Tensor:
+        """Return the first of some samples that together have so many stored rows at every stage.
+
+        Of all models; all samples where they do not have as many.
+        """
+        fewest = torch.stack(
+            [-(-reader.lengths[samples] // reader.every.max()) for reader in self._readers.values()]
+        ).amin(0)
+        return samples[: int((fewest.cumsum(0) < rows).sum()) + 1]
+
     def batch(self, models: Tensor, samples: Tensor) -> TargetBatch:
         """Read some models on some samples.
 

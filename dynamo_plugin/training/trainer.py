@@ -28,9 +28,9 @@ HISTORY_ROWS = 25
 """How often a fit looks at held-out samples and writes a line of history."""
 
 ROWS_PER_PASS = 400_000
-"""Models x sequences x time steps that go through forward and backward at once. A step over more
-than that is made of several passes whose gradients add up, which bounds its memory: a pass keeps
-about 50 bytes per meta unit and row step."""
+"""Rows of states, models x sequences x time steps (or positions of all stages), that go through
+forward and backward at once. A step over more than that is made of several passes whose gradients
+add up, which bounds its memory: a recurrent pass keeps about 50 bytes per meta unit and row."""
 
 HISTORY_SAMPLES = 16
 """Held-out samples of each such look; the figures of a finished fit use all of them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dynamo_plugin.metamodels.state_maps._base import StateMaps
+from dynamo_plugin.metamodels.state_maps._base import SolvableStateMaps, StateMaps
 from dynamo_plugin.metamodels.state_maps._stages import STATE_MAPS, StageMaps
 from dynamo_plugin.metamodels.state_maps.amortised import AmortisedStateMaps
 from dynamo_plugin.metamodels.state_maps.linear import (
@@ -21,6 +21,7 @@ __all__ = [
     "MLPStateMaps",
     "OrthogonalStateMaps",
     "SharedStateMaps",
+    "SolvableStateMaps",
     "StageMaps",
     "StateMaps",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import InvalidConfig, InvalidInput
 from dynamo_plugin.metamodels.state_maps._moments import Moments
 
-__all__ = ["RIDGE", "StateMaps", "apply_affine"]
+__all__ = ["RIDGE", "SolvableStateMaps", "StateMaps", "apply_affine"]
 
 DECAY = 0.9
 """Of the moments, from one step to the next."""
@@ -42,7 +42,7 @@ class StateMaps(nn.Module, abc.ABC):
         in closed form for the current states of the meta-model, see `solve`.
     """
 
-    solvers: ClassVar[tuple[str, ...]] = ("gradient", "ridge")
+    solvers: ClassVar[tuple[str, ...]] = ("gradient",)
     """Those that this kind of map has."""
     per_model: ClassVar[tuple[str, ...]] = ("mean", "scale", "real_units")
     """Names of the tensors whose first axis is the model."""
@@ -79,7 +79,6 @@ class StateMaps(nn.Module, abc.ABC):
         self.register_buffer("scale", torch.ones(len(units)))
         real = torch.arange(widest) < torch.tensor(self.units)[:, None]
         self.register_buffer("real_units", real, persistent=False)
-        self._running: Moments | None = None
 
     def __len__(self) -> int:
         return len(self.units)
@@ -91,17 +90,24 @@ class StateMaps(nn.Module, abc.ABC):
 
     def select(self, models: Sequence[int]) -> Self:
         """Return copies of some of the maps, in the order given."""
-        chosen = copy.deepcopy(self)
+        chosen = copy.copy(self)
         chosen.units = tuple(self.units[model] for model in models)
-        chosen._running = None
-        rows = torch.tensor(models)
-        for name in self.per_model:
-            own = getattr(self, name)
-            part = own.detach()[rows.to(own.device)].clone()
-            if isinstance(own, nn.Parameter):
-                part = nn.Parameter(part, requires_grad=own.requires_grad)
-            setattr(chosen, name, part)
+        rows = torch.tensor(models, device=self.mean.device)
+        # Not a deep copy, which would copy the maps of all other models first.
+        chosen._parameters = {
+            name: None
+            if own is None
+            else nn.Parameter(self._part(name, own, rows), requires_grad=own.requires_grad)
+            for name, own in self._parameters.items()
+        }
+        chosen._buffers = {
+            name: None if own is None else self._part(name, own, rows)
+            for name, own in self._buffers.items()
+        }
         return chosen
+
+    def _part(self, name: str, own: Tensor, rows: Tensor) -> Tensor:
+        return own.detach()[rows] if name in self.per_model else own.detach().clone()
 
     @property
     def target_units(self) -> Tensor:
@@ -147,6 +153,22 @@ class StateMaps(nn.Module, abc.ABC):
         mean = self.mean[models].view(*shape, -1)
         return mapped * self.scale[models].view(*shape, 1) + mean
 
+
+class SolvableStateMaps(StateMaps):
+    """State maps that have a closed form: they enter linearly, so ridge regression finds them.
+
+    Parameters are those of `StateMaps`.
+    """
+
+    solvers = ("gradient", "ridge")
+
+    def __init__(
+        self, source_units: int, units: Sequence[int], *, embedding_dim: int = 0, solver: str
+    ) -> None:
+        super().__init__(source_units, units, embedding_dim=embedding_dim, solver=solver)
+        self._running: Moments | None = None
+        self._seen_thetas: Tensor | None = None
+
     def solve(
         self, states: Tensor, targets: Tensor, mask: Tensor, models: Tensor, thetas: Tensor
     ) -> None:
@@ -154,7 +176,8 @@ class StateMaps(nn.Module, abc.ABC):
 
         Ridge regression on moments that decay from call to call: those of one minibatch alone are
         too few rows, and those of long ago belong to another meta-model. No gradient flows into
-        the solution.
+        the solution. A map that models share is solved for all that were seen so far, at the
+        thetas that they had then.
 
         Parameters
         ----------
@@ -165,36 +188,37 @@ class StateMaps(nn.Module, abc.ABC):
         mask
             (1 or model, sample, row) boolean: which rows count.
         """
-        if self._running is None:
-            self._running = self.new_moments(decay=DECAY, dtype=torch.float32).to(states.device)
-        self.collect(self._running, states, targets, mask, models, thetas)
-        self.solve_for(self._running, models, thetas)
+        if self._running is None or self._seen_thetas is None:
+            self._running = self.new_moments(decay=DECAY, dtype=states.dtype).to(states.device)
+            self._seen_thetas = thetas.new_zeros(len(self), thetas.shape[1])
+        self._seen_thetas[models] = thetas
+        self.collect(self._running, states, targets, mask, models)
+        concerned = self.concerned(self._running, models)
+        self.solve_for(self._running, concerned, self._seen_thetas[concerned])
 
     def forget(self) -> None:
         """Drop the running moments: the maps are not solved again."""
-        self._running = None
+        self._running = self._seen_thetas = None
+
+    def concerned(self, moments: Moments, models: Tensor) -> Tensor:
+        """Return which models the solution is for when some were seen anew."""
+        return models
 
     def new_moments(self, *, decay: float | None, dtype: torch.dtype) -> Moments:
         """Return empty moments of the shape that this kind of map is solved from."""
-        raise NotImplementedError
+        sizes = (len(self), self.source_units, self.widest)
+        return Moments(*sizes, decay=decay, dtype=dtype)
 
-    @torch.no_grad()
     def collect(
-        self,
-        moments: Moments,
-        states: Tensor,
-        targets: Tensor,
-        mask: Tensor,
-        models: Tensor,
-        thetas: Tensor,
+        self, moments: Moments, states: Tensor, targets: Tensor, mask: Tensor, models: Tensor
     ) -> None:
         """Take what the meta-model and the base models do into moments; see `solve`."""
         rows = mask.expand(len(models), *states.shape[1:3]).flatten(1)
         moments.update(models, states.flatten(1, 2), targets.flatten(1, 2), rows)
 
+    @abc.abstractmethod
     def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
-        """Set the maps of some models to the ridge solution."""
-        raise NotImplementedError
+        """Set the maps of some models, at these thetas, to the ridge solution."""
 
 
 def apply_affine(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

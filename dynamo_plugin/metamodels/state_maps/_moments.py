@@ -89,21 +89,24 @@ class Moments(nn.Module):
             total[models] = total[models] * share.view(shape) + value * scale.view(shape)
         self.weight[models] = self.weight[models] * share + new
 
-    @torch.no_grad()
-    def centred(self, models: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return covariance of the features, covariance with the targets, and both means."""
-        weight = self.weight[models].clamp(min=torch.finfo(self.weight.dtype).tiny)[:, None]
-        mean, target = self.feature_mean[models] / weight, self.target_mean[models] / weight
-        features = self.features[models] / weight[..., None] - mean[:, :, None] * mean[:, None]
-        products = self.products[models] / weight[..., None] - mean[:, :, None] * target[:, None]
-        return features, products, mean, target
+    def means(self, models: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean of x, (model, feature), and of y, (model, target)."""
+        weight = self._weight(models)[:, None]
+        return self.feature_mean[models] / weight, self.target_mean[models] / weight
 
-    @torch.no_grad()
     def raw(self, models: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean of x x^T and of x y^T."""
-        weight = self.weight[models].clamp(min=torch.finfo(self.weight.dtype).tiny)
-        weight = weight[:, None, None]
+        """Return the mean of x x^T, (model, feature, feature), and of x y^T."""
+        weight = self._weight(models)[:, None, None]
         return self.features[models] / weight, self.products[models] / weight
+
+    def centred(self, models: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the covariances of x with x and with y, and both means."""
+        (features, products), (mean, target) = self.raw(models), self.means(models)
+        features = features - mean[:, :, None] * mean[:, None]
+        return features, products - mean[:, :, None] * target[:, None], mean, target
+
+    def _weight(self, models: Tensor) -> Tensor:
+        return self.weight[models].clamp(min=torch.finfo(self.weight.dtype).tiny)
 
 
 def ridge(features: Tensor, products: Tensor, penalty: float) -> Tensor:

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dynamo_plugin.metamodels.state_maps._base import RIDGE, StateMaps, apply_affine
+from dynamo_plugin.metamodels.state_maps._base import RIDGE, SolvableStateMaps, apply_affine
 from dynamo_plugin.metamodels.state_maps._moments import Moments, ridge
 
 __all__ = ["AmortisedStateMaps"]
 
 
-class AmortisedStateMaps(StateMaps):
+class AmortisedStateMaps(SolvableStateMaps):
     """V(theta) = V_0 + sum_k theta_k V_k on states that were aligned beforehand.
 
         Q_n (h_n - mean_n) / scale_n  is predicted by  V(theta_n) [h ; 1]
@@ -24,7 +24,7 @@ class AmortisedStateMaps(StateMaps):
     `StateMaps`.
     """
 
-    per_model = (*StateMaps.per_model, "rotation")
+    per_model = (*SolvableStateMaps.per_model, "rotation")
 
     rotation: Tensor
     """(model, max units, max units) buffer: Q."""
@@ -75,26 +75,23 @@ class AmortisedStateMaps(StateMaps):
         return apply_affine(states, weight[..., :-1], weight[..., -1])
 
     def new_moments(self, *, decay: float | None, dtype: torch.dtype) -> Moments:
-        """See `StateMaps.new_moments`."""
+        """See `SolvableStateMaps.new_moments`."""
         sizes = (len(self.units), self.source_units + 1, self.widest)
         return Moments(*sizes, decay=decay, dtype=dtype)
 
-    @torch.no_grad()
     def collect(
-        self,
-        moments: Moments,
-        states: Tensor,
-        targets: Tensor,
-        mask: Tensor,
-        models: Tensor,
-        thetas: Tensor,
+        self, moments: Moments, states: Tensor, targets: Tensor, mask: Tensor, models: Tensor
     ) -> None:
-        """See `StateMaps.collect`."""
-        super().collect(moments, _with_one(states, last=True), targets, mask, models, thetas)
+        """See `SolvableStateMaps.collect`; features are [h ; 1]."""
+        super().collect(moments, _with_one(states, last=True), targets, mask, models)
+
+    def concerned(self, moments: Moments, models: Tensor) -> Tensor:
+        """Return all models that were ever seen."""
+        return moments.weight.nonzero()[:, 0]
 
     @torch.no_grad()
     def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
-        """See `StateMaps.solve_for`; models seen count alike, at the thetas that are given.
+        """See `SolvableStateMaps.solve_for`; models seen count alike, at the thetas that are given.
 
         With t = [1 ; theta], the features are t (x) [h ; 1], so that their second moment is the sum
         over models of t t^T (x) E[h h^T].

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_plugin.errors import InvalidInput
-from dynamo_plugin.metamodels.state_maps._base import RIDGE, StateMaps, apply_affine
+from dynamo_plugin.metamodels.state_maps._base import RIDGE, SolvableStateMaps, apply_affine
 from dynamo_plugin.metamodels.state_maps._moments import Moments, ridge
 
 __all__ = ["AffineStateMaps", "LinearStateMaps", "SharedStateMaps"]
 
 
-class AffineStateMaps(StateMaps):
+class AffineStateMaps(SolvableStateMaps):
     """V_n(h) = mean_n + scale_n (W_n h + b_n), the map of the paper.
 
     Affine and independent of time, as in Cotler et al. 2023 (arXiv:2302.14078, section 2.2).
     Parameters are those of `StateMaps`.
     """
 
-    per_model = (*StateMaps.per_model, "weight", "bias")
+    per_model = (*SolvableStateMaps.per_model, "weight", "bias")
 
     weight: Tensor
     """(model, max units, source_units): W."""
@@ -40,18 +40,20 @@ class AffineStateMaps(StateMaps):
     ) -> None:
         super().__init__(source_units, units, embedding_dim=embedding_dim, solver=solver)
         bound = 1 / math.sqrt(source_units)
-        matrices = self._matrices()
-        weight = torch.empty(matrices, max(units), source_units).uniform_(-bound, bound)
-        weight *= self.real_units[:matrices, :, None]
-        bias = torch.zeros(matrices, max(units))
-        if solver == "gradient":
-            self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
-        else:
-            self.register_buffer("weight", weight)
-            self.register_buffer("bias", bias)
+        real = self._rows()
+        weight = torch.empty(*real.shape, source_units).uniform_(-bound, bound)
+        self._set("weight", weight * real[..., None], learned=solver == "gradient")
+        self._set("bias", torch.zeros(real.shape), learned=solver == "gradient")
 
-    def _matrices(self) -> int:
-        return len(self.units)
+    def _rows(self) -> Tensor:
+        """Return (matrix, max units): which rows of the matrices are real."""
+        return self.real_units
+
+    def _set(self, name: str, value: Tensor, *, learned: bool) -> None:
+        if learned:
+            self.register_parameter(name, nn.Parameter(value))
+        else:
+            self.register_buffer(name, value)
 
     def forward(self, states: Tensor, models: Tensor, thetas: Tensor) -> Tensor:
         """Return W h + b; see `StateMaps.forward`."""
@@ -73,14 +75,9 @@ class AffineStateMaps(StateMaps):
         offset = self.restore(bias, chosen)[0, :units]
         return self.scale[model] * weight[0, :units], offset
 
-    def new_moments(self, *, decay: float | None, dtype: torch.dtype) -> Moments:
-        """See `StateMaps.new_moments`."""
-        sizes = (self._matrices(), self.source_units, self.widest)
-        return Moments(*sizes, decay=decay, dtype=dtype)
-
     @torch.no_grad()
     def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
-        """See `StateMaps.solve_for`; the offset is not penalised."""
+        """See `SolvableStateMaps.solve_for`; the offset is not penalised."""
         features, products, mean, target = moments.centred(models)
         solution = ridge(features, products, RIDGE)
         self.weight[models] = solution.mT.to(self.weight.dtype)
@@ -97,18 +94,8 @@ class LinearStateMaps(AffineStateMaps):
     bias: Tensor
     """(model, max units) buffer of zeros."""
 
-    def __init__(
-        self,
-        source_units: int,
-        units: Sequence[int],
-        *,
-        embedding_dim: int = 0,
-        solver: str = "gradient",
-    ) -> None:
-        super().__init__(source_units, units, embedding_dim=embedding_dim, solver=solver)
-        zeros = self.bias.detach().clone()
-        del self.bias
-        self.register_buffer("bias", zeros)
+    def _set(self, name: str, value: Tensor, *, learned: bool) -> None:
+        super()._set(name, value, learned=learned and name != "bias")
 
     def normalise(self, base_states: Tensor, models: Tensor) -> Tensor:
         """Divide by the scale alone."""
@@ -120,7 +107,7 @@ class LinearStateMaps(AffineStateMaps):
 
     @torch.no_grad()
     def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
-        """See `StateMaps.solve_for`."""
+        """See `SolvableStateMaps.solve_for`."""
         solution = ridge(*moments.raw(models), RIDGE)
         self.weight[models] = solution.mT.to(self.weight.dtype)
 
@@ -132,45 +119,31 @@ class SharedStateMaps(AffineStateMaps):
     for networks that were trained apart. Parameters are those of `StateMaps`.
     """
 
-    per_model: ClassVar[tuple[str, ...]] = StateMaps.per_model
+    per_model: ClassVar[tuple[str, ...]] = SolvableStateMaps.per_model
 
-    def __init__(
-        self,
-        source_units: int,
-        units: Sequence[int],
-        *,
-        embedding_dim: int = 0,
-        solver: str = "gradient",
-    ) -> None:
-        if len(set(units)) > 1:
+    def _rows(self) -> Tensor:
+        if len(set(self.units)) > 1:
             raise InvalidInput(
                 "state_map='shared' compares unit i of one model with unit i of the other, and "
-                f"these models have {', '.join(map(str, sorted(set(units))))} units. Use "
+                f"these models have {', '.join(map(str, sorted(set(self.units))))} units. Use "
                 "'affine', or 'amortised', which aligns them first."
             )
-        super().__init__(source_units, units, embedding_dim=embedding_dim, solver=solver)
-
-    def _matrices(self) -> int:
-        return 1
+        return self.real_units[:1]
 
     def _chosen(self, models: Tensor) -> tuple[Tensor, Tensor]:
         return self.weight.expand(len(models), -1, -1), self.bias.expand(len(models), -1)
 
-    @torch.no_grad()
-    def collect(
-        self,
-        moments: Moments,
-        states: Tensor,
-        targets: Tensor,
-        mask: Tensor,
-        models: Tensor,
-        thetas: Tensor,
-    ) -> None:
-        """See `StateMaps.collect`; the rows of all models count alike."""
-        rows = mask.expand(len(models), *states.shape[1:3]).reshape(1, -1)
-        first = torch.zeros(1, dtype=torch.int64, device=states.device)
-        moments.update(first, states.flatten(0, 2)[None], targets.flatten(0, 2)[None], rows)
+    def concerned(self, moments: Moments, models: Tensor) -> Tensor:
+        """Return all models that were ever seen."""
+        return moments.weight.nonzero()[:, 0]
 
+    @torch.no_grad()
     def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
-        """See `StateMaps.solve_for`."""
-        super().solve_for(moments, torch.zeros(1, dtype=torch.int64, device=models.device), thetas)
+        """See `SolvableStateMaps.solve_for`; models count alike, the offset is not penalised."""
+        features, products = (part.mean(0, keepdim=True) for part in moments.raw(models))
+        mean, target = (part.mean(0, keepdim=True) for part in moments.means(models))
+        features = features - mean[:, :, None] * mean[:, None]
+        products = products - mean[:, :, None] * target[:, None]
+        solution = ridge(features, products, RIDGE)
+        self.weight.copy_(solution.mT)
+        self.bias.copy_(target - (mean.unsqueeze(1) @ solution).squeeze(1))

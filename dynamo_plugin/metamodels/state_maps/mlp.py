@@ -20,7 +20,6 @@ class MLPStateMaps(StateMaps):
     map need not be conjugate. Parameters are those of `StateMaps`.
     """
 
-    solvers = ("gradient",)
     per_model = (
         *StateMaps.per_model, "inner_weight", "inner_bias", "weight", "bias",
     )  # fmt: skip

@@ -21,7 +21,6 @@ class OrthogonalStateMaps(StateMaps):
     `StateMaps`.
     """
 
-    solvers = ("gradient",)
     start: Tensor
     """(model, side, side) buffer: B."""
     inside: Tensor

@@ -17,6 +17,7 @@ from dynamo_plugin.metamodels import (
     MLPStateMaps,
     OrthogonalStateMaps,
     SharedStateMaps,
+    SolvableStateMaps,
     StateMaps,
 )
 from dynamo_plugin.metamodels.state_maps._base import RIDGE
@@ -198,8 +199,7 @@ def test_solved_maps_are_the_ridge_regression_of_scikit_learn(kind: str) -> None
     moments = maps.new_moments(decay=None, dtype=torch.float64)
     for part in (slice(0, 4), slice(4, 7)):
         maps.collect(
-            moments, rows.states[:, part], rows.targets[:, part], rows.mask[:, part],
-            rows.models, rows.thetas,
+            moments, rows.states[:, part], rows.targets[:, part], rows.mask[:, part], rows.models
         )  # fmt: skip
     maps.solve_for(moments, rows.models, rows.thetas)
     inputs = [rows.kept(rows.states, model) for model in range(3)]
@@ -224,7 +224,7 @@ def test_the_solved_amortised_map_is_a_regression_on_products_with_theta() -> No
     assert isinstance(maps, AmortisedStateMaps)
     rows = Rows(maps.widest)
     moments = maps.new_moments(decay=None, dtype=torch.float64)
-    maps.collect(moments, rows.states, rows.targets, rows.mask, rows.models, rows.thetas)
+    maps.collect(moments, rows.states, rows.targets, rows.mask, rows.models)
     maps.solve_for(moments, rows.models, rows.thetas)
     features, outputs = [], []
     for model in range(3):
@@ -236,6 +236,25 @@ def test_the_solved_amortised_map_is_a_regression_on_products_with_theta() -> No
     expected = Ridge(RIDGE * np.square(x).sum(0).mean(), fit_intercept=False).fit(x, y).coef_
     found = maps.weight.permute(1, 0, 2).flatten(1)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["affine", "linear", "shared", "amortised"])
+def test_it_makes_no_difference_how_many_models_come_at_once(kind: str) -> None:
+    """A step over many models runs in several passes; a shared map must not forget the others."""
+    whole, parts = _made(kind, solver="ridge"), _made(kind, solver="ridge")
+    assert isinstance(whole, SolvableStateMaps)
+    assert isinstance(parts, SolvableStateMaps)
+    rows = Rows(whole.widest)
+    for _ in range(2):
+        for maps, groups in ((whole, [[0, 1, 2]]), (parts, [[1], [2, 0]])):
+            for group in groups:
+                maps.solve(
+                    rows.states[group], rows.targets[group], rows.mask, rows.models[group],
+                    rows.thetas[group],
+                )  # fmt: skip
+    expected = whole(rows.states, rows.models, rows.thetas)
+    found = parts(rows.states, rows.models, rows.thetas)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["orthogonal", "mlp"])

@@ -33,9 +33,11 @@ def population(write_population: Callable[..., Population]) -> Population:
     )
 
 
-def _embed(population: Population, samples: list[int], token_dim: int) -> torch.Tensor:
+def _embed(
+    population: Population, samples: list[int], token_dim: int, *, layered: bool = False
+) -> torch.Tensor:
     return embed_token_responses(
-        Targets(population, sites=None, device=torch.device("cpu")),
+        Targets(population, sites=None, device=torch.device("cpu"), layered=layered),
         torch.tensor(samples),
         torch.tensor([2.0, 0.5]),
         vocabulary=VOCABULARY,
@@ -45,9 +47,12 @@ def _embed(population: Population, samples: list[int], token_dim: int) -> torch.
 
 
 def _plain(
-    population: Population, samples: list[int]
+    population: Population, samples: list[int], *, layered: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Mean change of both models' scaled states after each token, and the tokens' counts."""
+    """Mean change of both models' scaled states after each token, and the tokens' counts.
+
+    Of layered models, whose steps do not follow from each other, the mean state.
+    """
     responses, counts = np.zeros((VOCABULARY, sum(WIDTHS))), np.zeros(VOCABULARY, np.int64)
     for sample in samples:
         start, stop = population.offsets[sample : sample + 2]
@@ -59,17 +64,21 @@ def _plain(
             token = population.inputs.values[row]
             responses[token] += now - before
             counts[token] += 1
-            before = now
+            before = before if layered else now
     return responses / np.maximum(counts, 1)[:, None], counts
 
 
+@pytest.mark.parametrize("layered", [False, True])
 def test_is_the_count_weighted_pca_of_mean_responses(
-    population: Population, monkeypatch: pytest.MonkeyPatch
+    population: Population,
+    layered: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(token_responses, "SAMPLES_PER_READ", 3)
+    monkeypatch.setattr(token_responses, "MODELS_PER_READ", 1)
     samples = [0, 2, 3, 5, 6, 7]
-    embedded = _embed(population, samples, token_dim=4).double().numpy()
-    responses, counts = _plain(population, samples)
+    embedded = _embed(population, samples, 4, layered=layered).double().numpy()
+    responses, counts = _plain(population, samples, layered=layered)
     # Weighting a token by its count is showing it to the PCA as often.
     repeated = np.repeat(responses, counts, axis=0)
     expected = PCA(n_components=4, svd_solver="full").fit(repeated).transform(responses)
