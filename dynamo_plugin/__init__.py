@@ -35,7 +35,12 @@ if TYPE_CHECKING:
     )
     from dynamo_plugin.registry import get_registry, plugins
     from dynamo_plugin.report import write_report
-    from dynamo_plugin.store import Population, open_population, verify_population
+    from dynamo_plugin.store import (
+        Population,
+        join_populations,
+        open_population,
+        verify_population,
+    )
 
     __version__: str
 else:
@@ -49,6 +54,7 @@ else:
         "fit": "embedding",
         "get_registry": "registry",
         "inspect_models": "recording",
+        "join_populations": "store",
         "load_embedding": "embedding",
         "open_population": "store",
         "plugins": "registry",
@@ -98,6 +104,7 @@ __all__ = [
     "fit",
     "get_registry",
     "inspect_models",
+    "join_populations",
     "load_embedding",
     "losses",
     "metamodels",

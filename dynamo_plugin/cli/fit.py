@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from dynamo_plugin.cli._exit import ExitCode
 from dynamo_plugin.cli._options import parse_options
 
 __all__ = ["command"]
@@ -43,6 +46,19 @@ def command(
     device: Annotated[
         str | None, typer.Option(help="Where to train. [default: an accelerator, if any]")
     ] = None,
+    checkpoints: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder that keeps the unfinished fit, for --resume. "
+            "[default: OUTPUT.checkpoints, removed in the end]"
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished fit, if there is one.")
+    ] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Folder to log the losses to, for TensorBoard.")
+    ] = None,
     allow_incomplete: Annotated[
         bool, typer.Option("--allow-incomplete", help="Leave out models whose capture stopped.")
     ] = False,
@@ -59,6 +75,11 @@ def command(
       dynamo-plugin fit population.zarr --output embedding
       dynamo-plugin fit population.zarr --steps 2000 --seed 1 --json
       dynamo-plugin fit population.zarr --set family_options='{"units": 256}' --set held_out=0.1
+      dynamo-plugin fit population.zarr --resume
+      torchrun --nproc-per-node 4 -m dynamo_plugin fit population.zarr
+
+    Ctrl-C ends a fit after the step in hand and writes what it found; --resume --overwrite then
+    makes the steps that are left.
     """
     settings: dict[str, Any] = {
         "family": family,
@@ -76,11 +97,31 @@ def command(
     from dynamo_plugin.embedding import fit
     from dynamo_plugin.embedding.saving import require_writable
     from dynamo_plugin.store import open_population
+    from dynamo_plugin.training import TensorBoardLogger
 
     require_writable(output, overwrite=overwrite)  # before the work, not after it
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    kept = checkpoints or output.with_name(f"{output.name}.checkpoints")
     population = open_population(store, allow_incomplete=allow_incomplete)
-    embedding = fit(population, device=device, progress=not quiet, **settings)
+    embedding = fit(
+        population,
+        device=device,
+        progress=not quiet,
+        checkpoints=kept,
+        resume=resume,
+        callbacks=[TensorBoardLogger(tensorboard)] if tensorboard is not None and first else [],
+        **settings,
+    )
+    if not first:
+        return
     folder = embedding.save(output, overwrite=overwrite)
+    if embedding.stopped == "interrupted":
+        typer.echo(
+            f"interrupted: {folder} holds what was found, --resume --overwrite goes on", err=True
+        )
+        raise typer.Exit(ExitCode.INTERRUPTED)
+    if checkpoints is None:
+        shutil.rmtree(kept)
     fidelity = analyse("fidelity", embedding).to_dataframe()
     summary = {
         "embedding": str(folder),

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import platform
+import warnings
+from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
+from dynamo_plugin.embedding.devices import default_device
 from dynamo_plugin.embedding.model_embedding import ModelEmbedding, Provenance
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import FitConfig, train
+from dynamo_plugin.training import (
+    Callback,
+    CheckpointFolder,
+    FitConfig,
+    ProgressBar,
+    Trainer,
+    process_group,
+)
 
 __all__ = ["fit"]
 
@@ -22,6 +33,9 @@ def fit(
     *,
     device: str | torch.device | None = None,
     progress: bool = True,
+    checkpoints: str | Path | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> ModelEmbedding:
     """Fit one meta-model and one theta per network to a population.
@@ -39,17 +53,33 @@ def fit(
         Where to train; None for the accelerator if there is one, else the CPU.
     progress
         Whether to show a bar on stderr.
+    checkpoints
+        A folder to keep the unfinished fit in, at each of its 25 looks at held-out samples and
+        when it is interrupted. Its last two checkpoints stay.
+    resume
+        Whether to go on from the latest checkpoint there, if there is one; the result is that of
+        a fit that was not interrupted, to the bit on one machine.
+    callbacks
+        See `dynamo_plugin.training.Callback`: loggers for TensorBoard, Weights & Biases, MLflow,
+        or one's own.
     **settings
         The fields of `dynamo_plugin.training.FitConfig`: family, family_options, embedding_dim,
         sites, state_map, state_map_solver, alignment_weight, hidden_loss, hidden_scale,
         output_loss, output_weight, token_init, steps, batch_size, models_per_step, learning_rate,
-        theta_learning_rate, theta_decay, theta_std, warmup, clip, held_out, seed.
+        theta_learning_rate, theta_decay, theta_std, schedule, warmup, clip, patience,
+        min_improvement, min_theta_movement, held_out, seed.
 
     Returns
     -------
     ModelEmbedding
         On one machine, with one number of threads, a pure function of population, settings and
-        seed.
+        seed. The first Ctrl-C ends the fit after the step in hand, with a warning, and what it
+        found so far is returned; the second interrupts.
+
+    Notes
+    -----
+    In a program that torchrun started, the models are shared among its processes (NCCL on CUDA,
+    else gloo), and the result, on all of them, is that of one process but for rounding.
 
     Raises
     ------
@@ -60,7 +90,13 @@ def fit(
     UnknownName
         If the family, a loss or a site does not exist.
     DivergedFit
-        If the loss becomes NaN or infinite.
+        If the loss becomes NaN or infinite; the checkpoints before that stay.
+    StoreExists
+        If there are checkpoints and `resume` is false.
+    StoreLocked
+        If another process keeps its checkpoints there.
+    CorruptBlock
+        If all checkpoints are damaged.
     """
     if not isinstance(population, Population):
         raise InvalidInput(
@@ -68,8 +104,30 @@ def fit(
             "dynamo_plugin.open_population(path)."
         )
     config = FitConfig.from_options(settings)
-    where = torch.device(device) if device is not None else _default_device()
-    fitted = train(population, config, device=where, progress=progress)
+    if resume and checkpoints is None:
+        raise InvalidInput("resume goes on from checkpoints: say where they are.")
+    model_hashes = tuple(population.model_hash(model) for model in population.ids)
+    with process_group(torch.device(device) if device is not None else default_device()) as where:
+        folder = None
+        if checkpoints is not None:
+            hashes = {"inputs": population.inputs.hash, "models": list(population.ids)}
+            identity = {**config.to_json(), **hashes, "states": list(model_hashes)}
+            folder = CheckpointFolder(checkpoints, identity=identity, resume=resume)
+        try:
+            watching = [*([ProgressBar()] if progress else []), *callbacks]
+            trainer = Trainer(
+                population, config, device=where, callbacks=watching, checkpoints=folder
+            )
+            fitted = trainer.run()
+        finally:
+            if folder is not None:
+                folder.close()
+    if fitted.stopped == "interrupted":
+        warnings.warn(
+            f"The fit was interrupted after {fitted.step} of {fitted.config.steps} steps; this is "
+            "what it had found.",
+            stacklevel=2,
+        )
     return ModelEmbedding(
         thetas=fitted.thetas,
         ids=population.ids,
@@ -85,19 +143,13 @@ def fit(
         provenance=Provenance(
             population=population.location,
             inputs_hash=population.inputs.hash,
-            model_hashes=tuple(population.model_hash(model) for model in population.ids),
+            model_hashes=model_hashes,
             versions={
                 "python": platform.python_version(),
                 **{name: metadata.version(name) for name in ("dynamo-plugin", "torch", "numpy")},
             },
             device=str(where),
         ),
+        stopped=fitted.stopped,
         bound_population=population,
     )
-
-
-def _default_device() -> torch.device:
-    accelerator = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    )
-    return accelerator or torch.device("cpu")

@@ -21,7 +21,7 @@ from dynamo_plugin.embedding.rendered import RenderedNetwork
 from dynamo_plugin.errors import InvalidInput, StoreNotFound, UnknownName, suggest
 from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry.interfaces import MetaModel
-from dynamo_plugin.store import Population, open_population
+from dynamo_plugin.store import Population, join_populations, open_population
 from dynamo_plugin.training import FitConfig
 
 __all__ = ["ModelEmbedding", "Provenance"]
@@ -41,6 +41,8 @@ class Provenance:
     """Versions of Python and of the packages that computed it."""
     device: str
     """Where it was trained."""
+    others: tuple[str, ...] = ()
+    """Locations of further populations, whose models were inserted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +77,9 @@ class ModelEmbedding:
     """(sample,) int64 indices of the samples that were kept aside."""
     provenance: Provenance
     """Population, versions and hashes."""
+    stopped: str | None = None
+    """Why the fit ended before all its steps were made: `interrupted`, `settled` (`patience`), or
+    what a callback said; None if it did not."""
     bound_population: Population | None = None
     """The open population, where there is one; use `population`."""
 
@@ -100,11 +105,14 @@ class ModelEmbedding:
         """
         population = self.bound_population
         if population is None:
+            where = (self.provenance.population, *self.provenance.others)
             try:
-                population = open_population(self.provenance.population, allow_incomplete=True)
+                population = join_populations(
+                    *(open_population(place, allow_incomplete=True) for place in where)
+                )
             except StoreNotFound as error:
                 raise StoreNotFound(
-                    f"The population of this embedding was at {self.provenance.population} and is "
+                    f"The population of this embedding was at {' and '.join(where)} and is "
                     "no longer there. Say where it is: load_embedding(path, population=...)."
                 ) from error
         found = dict(zip(self.ids, self.provenance.model_hashes, strict=True))
@@ -225,6 +233,62 @@ class ModelEmbedding:
             state_maps=self.state_maps.select(positions) if one else None,
         )
 
+    def insert(
+        self,
+        population: Population,
+        *,
+        models: Sequence[str] | None = None,
+        steps: int | None = None,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+        progress: bool = True,
+    ) -> ModelEmbedding:
+        """Return this embedding with further networks in it, of which it takes a few seconds each.
+
+        The meta-model and all thetas and state maps stay as they are, to the bit; only those of the
+        new networks are fitted.
+
+        Parameters
+        ----------
+        population
+            Where the new networks are, captured on the inputs of the embedded population.
+        models
+            Their ids; None for all that the embedding does not have.
+        steps, batch_size
+            Optimiser steps, and sequences of each; None for 150 where state maps are solved in
+            closed form or shared, and for as many as the fit had where they are learned.
+        device
+            Where to compute; None for the accelerator if there is one, else the CPU.
+        progress
+            Whether to show a bar on stderr.
+
+        Returns
+        -------
+        ModelEmbedding
+            The new networks come last. Its population is both populations joined.
+
+        Raises
+        ------
+        InvalidInput
+            If inputs, output groups or the number of recorded stages differ, or there is nothing
+            to insert.
+        UnknownName
+            If there is no such model.
+        DuplicateName
+            If the embedding has a model of that id.
+        """
+        from dynamo_plugin.embedding.inserting import insert_models
+
+        return insert_models(
+            self,
+            population,
+            models=models,
+            steps=steps,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the embedding into a folder; see `dynamo_plugin.embedding.save_embedding`."""
         from dynamo_plugin.embedding.saving import save_embedding
@@ -236,7 +300,11 @@ class ModelEmbedding:
         bound = dataclasses.replace(
             self,
             bound_population=population,
-            provenance=dataclasses.replace(self.provenance, population=population.location),
+            provenance=dataclasses.replace(
+                self.provenance,
+                population=population.location,
+                others=tuple(part.location for part in population.parts[1:]),
+            ),
         )
         _ = bound.population  # raises if it is another one
         return bound

@@ -82,10 +82,12 @@ def save_embedding(embedding: ModelEmbedding, path: str | Path, *, overwrite: bo
         "metadata": _frame_to_json(embedding.metadata),
         "history": _frame_to_json(embedding.history),
         "config": embedding.config.to_json(),
+        "stopped": embedding.stopped,
         "spec": dataclasses.asdict(embedding.meta_model.spec),
         "units": {stage: list(units) for stage, units in embedding.state_maps.units.items()},
         "provenance": dataclasses.asdict(embedding.provenance),
         "population_relative": _relative(embedding.provenance.population, target),
+        "others_relative": [_relative(place, target) for place in embedding.provenance.others],
         "tensors_sha256": hashlib.sha256(blob).hexdigest(),
     }
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
@@ -255,6 +257,12 @@ def _assemble(
     relative = document["population_relative"]
     if relative is not None and (source / relative).exists():
         provenance["population"] = str((source / relative).resolve())
+    provenance["others"] = tuple(
+        str((source / near).resolve()) if near is not None and (source / near).exists() else place
+        for place, near in zip(
+            provenance.get("others", ()), document.get("others_relative", ()), strict=True
+        )
+    )
     return ModelEmbedding(
         thetas=tensors["thetas"],
         ids=ids,
@@ -267,6 +275,7 @@ def _assemble(
         config=config,
         training_samples=tensors["training_samples"],
         held_out_samples=tensors["held_out_samples"],
+        stopped=document.get("stopped"),
         provenance=Provenance(**provenance),
     )
 

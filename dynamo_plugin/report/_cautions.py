@@ -36,6 +36,11 @@ LITTLE_GAIN = 0.005
 def find_cautions(embedding: ModelEmbedding, fidelity: FidelityResult) -> list[str]:
     """Return sentences, the gravest first; none if there is nothing to warn of."""
     table, cautions = fidelity.table, []
+    if embedding.stopped not in (None, "settled"):
+        cautions.append(
+            f"The fit ended before its {embedding.config.steps} steps were made "
+            f"({embedding.stopped}); going on with it would change everything below."
+        )
     low = fidelity.below_threshold
     if low:
         shown = ", ".join(low[:5]) + (f" and {len(low) - 5} more" if len(low) > 5 else "")

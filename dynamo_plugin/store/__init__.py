@@ -8,6 +8,7 @@ from dynamo_plugin.store._location import StoreLike
 from dynamo_plugin.store._plan import ModelBlocks, Plan, strided_rows
 from dynamo_plugin.store._values import are_finite
 from dynamo_plugin.store.inputs import PopulationInputs
+from dynamo_plugin.store.joining import join_populations
 from dynamo_plugin.store.model_writer import ModelWriter
 from dynamo_plugin.store.projections import (
     Projection,
@@ -41,6 +42,7 @@ __all__ = [
     "Weight",
     "are_finite",
     "fitted_projection",
+    "join_populations",
     "open_population",
     "projected_shape",
     "random_projection",

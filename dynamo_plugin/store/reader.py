@@ -139,6 +139,11 @@ class Population:
         return str(self._location)
 
     @property
+    def parts(self) -> tuple[Population, ...]:
+        """The populations that this one joins; itself, if it is a single one."""
+        return (self,)
+
+    @property
     def config(self) -> dict[str, JSON]:
         """How it was captured."""
         return copy.deepcopy(self._root.config)

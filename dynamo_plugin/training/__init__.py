@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from dynamo_plugin.training.callbacks import (
+    Callback,
+    MLflowLogger,
+    ProgressBar,
+    TensorBoardLogger,
+    WandbLogger,
+)
+from dynamo_plugin.training.checkpoints import CheckpointFolder
 from dynamo_plugin.training.config import FitConfig
 from dynamo_plugin.training.evaluation import Evaluation, compares_decisions, evaluate
+from dynamo_plugin.training.ranks import process_group
 from dynamo_plugin.training.targets import Targets
-from dynamo_plugin.training.trainer import FittedModels, train
+from dynamo_plugin.training.trainer import FittedModels, Trainer
 
 __all__ = [
+    "Callback",
+    "CheckpointFolder",
     "Evaluation",
     "FitConfig",
     "FittedModels",
+    "MLflowLogger",
+    "ProgressBar",
     "Targets",
+    "TensorBoardLogger",
+    "Trainer",
+    "WandbLogger",
     "compares_decisions",
     "evaluate",
-    "train",
+    "process_group",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dynamo_plugin.training.targets import SAMPLES_PER_READ, Targets
 
-__all__ = ["Alignment", "align_states"]
+__all__ = ["Alignment", "align_states", "rotation_onto"]
 
 ROWS = 8192
 """Rows of states that rotations are computed from: where states have d dimensions, a few tens of d
@@ -72,14 +72,14 @@ def align_states(
     total = torch.zeros(rows, widest)
     for model in range(models):  # each joins the mean of those before it
         if model:
-            rotations[model] = _onto(states[model], total)
+            rotations[model] = rotation_onto(total.T @ states[model])
         turned[model] = states[model] @ rotations[model].T
         total += turned[model]
     fit = float(total.square().sum(dtype=torch.float64))
     for _ in range(PASSES):
         for model in range(models):
             total -= turned[model]
-            rotations[model] = _onto(states[model], total)
+            rotations[model] = rotation_onto(total.T @ states[model])
             torch.matmul(states[model], rotations[model].T, out=turned[model])
             total += turned[model]
         before, fit = fit, float(total.square().sum(dtype=torch.float64))
@@ -96,10 +96,18 @@ def align_states(
     return Alignment(axes.T @ rotations, gram / rows, explained)
 
 
-def _onto(states: Tensor, target: Tensor) -> Tensor:
-    """Return the orthogonal Q for which states Q^T is nearest to the target (Schoenemann 1966)."""
-    left, _, right = torch.linalg.svd((target.T @ states).double())
-    rotation: Tensor = (left @ right).float()
+def rotation_onto(products: Tensor) -> Tensor:
+    """Return the orthogonal Q for which states Q^T are nearest to targets.
+
+    Schoenemann 1966 (doi:10.1007/BF02289451).
+
+    Parameters
+    ----------
+    products
+        (..., unit, unit): target^T states, summed over rows.
+    """
+    left, _, right = torch.linalg.svd(products.double())
+    rotation: Tensor = (left @ right).to(products.dtype)
     return rotation
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -13,19 +14,27 @@ from dynamo_plugin.metamodels import AmortisedStateMaps, StageMaps
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.store import Population
-from dynamo_plugin.training.alignment import align_states
+from dynamo_plugin.training.alignment import Alignment, align_states
 from dynamo_plugin.training.config import FitConfig
 from dynamo_plugin.training.evaluation import compares_decisions
 from dynamo_plugin.training.objective import Objective, OutputTerm
+from dynamo_plugin.training.ranks import Ranks
+from dynamo_plugin.training.stages import HIDDEN
 from dynamo_plugin.training.targets import Targets
 from dynamo_plugin.training.token_responses import embed_token_responses
-from dynamo_plugin.types import OutputSpec
+from dynamo_plugin.types import OutputSpec, PopulationSpec
 
-__all__ = ["build", "choose_output_losses"]
+__all__ = ["build", "choose_output_losses", "output_terms"]
 
 
 def build(
-    population: Population, training: Tensor, config: FitConfig, *, device: torch.device
+    population: Population,
+    training: Tensor,
+    config: FitConfig,
+    *,
+    device: torch.device,
+    ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
+    start: bool = True,
 ) -> tuple[Objective, Targets, FitConfig]:
     """Make meta-model, thetas and state maps, and what they learn from.
 
@@ -39,11 +48,17 @@ def build(
         The settings.
     device
         Where batches go.
+    ranks
+        The processes that share the models.
+    start
+        Whether to look at the states for the values to start from. Without, all of them are zero or
+        drawn, to be replaced by those of a checkpoint.
 
     Returns
     -------
     tuple
-        The objective, on the CPU; the targets; the settings with every default spelled out.
+        The objective of all models, on the CPU; the targets of this process's models; the settings
+        with every default spelled out.
     """
     registry = get_registry()
     family = registry.load("meta_model", config.family)
@@ -52,7 +67,9 @@ def build(
     losses = choose_output_losses(population.population_spec.outputs, config.output_loss)
     for name in losses.values():
         _require_role(name, "output")
-    targets = Targets(population, sites=config.sites, device=device, layered=family.layered)
+    targets = Targets(
+        population, sites=config.sites, device=device, layered=family.layered, ranks=ranks
+    )
     spec = population.population_spec
     if family.layered:
         spec = replace(spec, stages=tuple(stage.spec for stage in targets.stages))
@@ -82,11 +99,11 @@ def build(
             for kind in (config.state_map, "amortised" if config.alignment_weight > 0 else None)
         )
     assert state_maps is not None
-    scales = _set_statistics(targets, training, config, [state_maps, common_maps])
-    table = meta_model.token_embedding
-    if table is not None and config.token_init == "responses":
-        table.weight.data.copy_(
-            embed_token_responses(
+    if start:
+        scales = _set_statistics(targets, training, config, [state_maps, common_maps])
+        table = meta_model.token_embedding
+        if table is not None and config.token_init == "responses":
+            responses = embed_token_responses(
                 targets,
                 training,
                 scales,
@@ -94,11 +111,8 @@ def build(
                 token_dim=table.embedding_dim,
                 generator=torch.Generator().manual_seed(config.seed + 2),
             )
-        )
-    outputs = {
-        output.group: _output_term(output, losses[output.group], targets, training)
-        for output in spec.outputs
-    }
+            table.weight.data.copy_(ranks.from_first(responses))
+    outputs = output_terms(spec, losses, targets, training)
     objective = Objective(
         meta_model,
         state_maps,
@@ -120,40 +134,82 @@ def build(
 def _set_statistics(
     targets: Targets, training: Tensor, config: FitConfig, all_maps: list[StageMaps | None]
 ) -> Tensor:
-    """Set mean, scale and rotation of all maps; return the scales of the first stage."""
+    """Set mean, scale and rotation of all maps; return the scales of the first stage.
+
+    Those of this process's own models; the maps get those of all.
+    """
     first: Tensor | None = None
     for stage in targets.stages:
-        mean, scales = targets.state_statistics(training, stage.name)
-        first = scales if first is None else first
-        rotations: Tensor | None = None
+        models = len(stage.units)
+        own_mean, own_scales = targets.state_statistics(training, stage.name)
+        first = own_scales if first is None else first
+        mean, scales = (targets.ranks.gather(own, models) for own in (own_mean, own_scales))
         for maps_of in all_maps:
-            if maps_of is None:
-                continue
-            maps = maps_of[stage.name]
-            maps.mean.copy_(mean)
-            shared = isinstance(maps, AmortisedStateMaps)
-            # Where states are laid on each other, all must be of one size, padding included.
-            own = scales * (torch.tensor(stage.units) / maps.widest).sqrt() if shared else scales
+            if maps_of is not None:
+                maps_of[stage.name].mean.copy_(mean)
+                if config.hidden_scale == "variance":
+                    maps_of[stage.name].scale.copy_(scales)
+        aligned = [
+            maps
+            for maps_of in all_maps
+            if maps_of is not None and isinstance(maps := maps_of[stage.name], AmortisedStateMaps)
+        ]
+        if not aligned:
+            continue
+        # Where states are laid on each other, all must be of one size, padding included.
+        scales = scales * (torch.tensor(stage.units) / mean.shape[1]).sqrt()
+        rotations = torch.empty(models, mean.shape[1], mean.shape[1])
+        if targets.ranks.rank == 0:
+            rotations = _align(targets, training, mean, scales, stage.name, config).rotations
+        targets.ranks.from_first(rotations)
+        for maps in aligned:
+            maps.rotation.copy_(rotations)
             if config.hidden_scale == "variance":
-                maps.scale.copy_(own)
-            if isinstance(maps, AmortisedStateMaps):
-                if rotations is None:
-                    generator = torch.Generator().manual_seed(config.seed + 3)
-                    rotations = align_states(
-                        targets, training, mean, own, stage=stage.name, generator=generator
-                    ).rotations
-                maps.rotation.copy_(rotations)
+                maps.scale.copy_(scales)
     assert first is not None
     return first
 
 
-def _output_term(output: OutputSpec, loss: str, targets: Targets, training: Tensor) -> OutputTerm:
-    logits = compares_decisions(loss)
-    scale = 1.0
-    if not logits:
-        variance = targets.output_variance(output.group, training)
+def _align(
+    targets: Targets, training: Tensor, mean: Tensor, scales: Tensor, stage: str, config: FitConfig
+) -> Alignment:
+    if targets.ranks.size > 1:  # the others' models too
+        targets = Targets(
+            targets.population,
+            sites=config.sites,
+            device=torch.device("cpu"),
+            layered=stage != HIDDEN,
+            in_memory=False,
+        )
+    generator = torch.Generator().manual_seed(config.seed + 3)
+    return align_states(targets, training, mean, scales, stage=stage, generator=generator)
+
+
+def output_terms(
+    spec: PopulationSpec, losses: Mapping[str, str], targets: Targets, training: Tensor
+) -> dict[str, OutputTerm]:
+    """Return how outputs are compared, by output group, for the groups of the population.
+
+    Parameters
+    ----------
+    spec
+        Its output groups are those of the meta-model.
+    losses
+        Output group to the registered name of d_y.
+    targets, training
+        Whose outputs, on which samples, decide the scale of real outputs.
+    """
+    terms = {}
+    known = {output.group for output in targets.population.population_spec.outputs}
+    for output in spec.outputs:
+        if output.group not in known:
+            continue
+        loss = losses[output.group]
+        logits = compares_decisions(loss)
+        variance = 1.0 if logits else targets.output_variance(output.group, training)
         scale = math.sqrt(variance) if variance > 0 else 1.0
-    return OutputTerm(output, get_registry().load("loss", loss), logits, scale)
+        terms[output.group] = OutputTerm(output, get_registry().load("loss", loss), logits, scale)
+    return terms
 
 
 def choose_output_losses(outputs: tuple[OutputSpec, ...], chosen: object) -> dict[str, str]:

@@ -64,10 +64,19 @@ class FitConfig:
     their units are no longer neighbours."""
     theta_std: float = 0.01
     """Standard deviation of the initial thetas. At 1 they keep their random places."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What the learning rates do after the warm-up: fall to zero along a cosine, or stay."""
     warmup: int = 10
-    """Steps of linear warm-up; a cosine to zero follows."""
+    """Steps of linear warm-up."""
     clip: float = 1.0
     """Largest norm of the gradient."""
+    patience: int | None = None
+    """Stop where neither the held-out loss nor the thetas changed at so many looks, of which there
+    are 25 in a fit; None: make all steps."""
+    min_improvement: float = 0.005
+    """Share by which the best held-out loss has to fall to count as a change."""
+    min_theta_movement: float = 0.01
+    """Share of their spread by which thetas have to move between two looks, likewise."""
     held_out: float = 0.2
     """Share of the samples kept aside; every reported figure is computed on them."""
     seed: int = 0
@@ -78,12 +87,17 @@ class FitConfig:
             self._require(name, getattr(self, name) >= 1, "at least 1")
         if self.models_per_step is not None:
             self._require("models_per_step", self.models_per_step >= 1, "at least 1, or None")
+        if self.patience is not None:
+            self._require("patience", self.patience >= 1, "at least 1, or None")
+        for name in ("min_improvement", "min_theta_movement"):
+            self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("learning_rate", "clip", "theta_std"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("output_weight", "theta_decay", "warmup", "alignment_weight"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
         if self.theta_learning_rate is not None:
             self._require("theta_learning_rate", self.theta_learning_rate > 0, "above 0, or None")
+        self._require("schedule", self.schedule in ("cosine", "constant"), "'cosine' or 'constant'")
         self._require("held_out", 0 < self.held_out < 1, "between 0 and 1")
         self._require(
             "hidden_scale", self.hidden_scale in ("variance", "none"), "'variance' or 'none'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.registry.interfaces import MetaModel
-from dynamo_plugin.training.targets import Targets
+from dynamo_plugin.training.targets import TargetBatch, Targets
+from dynamo_plugin.types import Trajectory
 
 __all__ = ["Evaluation", "compares_decisions", "evaluate"]
 
@@ -59,6 +60,7 @@ def evaluate(
     samples: Tensor,
     *,
     decisions: Mapping[str, bool],
+    observe: Callable[[TargetBatch, Trajectory, Tensor], None] | None = None,
 ) -> Evaluation:
     """Run every theta on some samples and compare with what the base models did.
 
@@ -75,6 +77,8 @@ def evaluate(
     decisions
         Output group to whether its outputs are logits, whose decisions are compared, or real
         numbers.
+    observe
+        Is shown every batch, what the meta-model did on it, and the indices of its models.
 
     Returns
     -------
@@ -95,6 +99,8 @@ def evaluate(
             batch = targets.batch(models, chunk)
             here = models.to(thetas.device)
             trajectory = meta_model(batch.inputs[None], thetas[here][:, None], batch.lengths[None])
+            if observe is not None:
+                observe(batch, trajectory, here)
             steps = batch.real_steps
             for stage, maps in state_maps.items():
                 units = maps.target_units[here].view(len(models), 1, 1, -1)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dynamo_plugin.metamodels import SolvableStateMaps, StageMaps
 from dynamo_plugin.registry.interfaces import Loss, MetaModel
+from dynamo_plugin.training.ranks import Ranks
 from dynamo_plugin.training.targets import TargetBatch
 from dynamo_plugin.types import OutputSpec, Trajectory
 
@@ -60,6 +61,8 @@ class Objective(nn.Module):
         Output group to how it is compared, d_y.
     common_maps
         Stage to one map for all models, for a second hidden loss on aligned states.
+    ranks
+        The processes that share the models, of which this holds those of one.
     """
 
     def __init__(
@@ -71,14 +74,46 @@ class Objective(nn.Module):
         hidden_loss: Loss,
         outputs: Mapping[str, OutputTerm],
         common_maps: StageMaps | None = None,
+        ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
     ) -> None:
         super().__init__()
+        self.ranks = ranks
         self.meta_model = meta_model
         self.state_maps = state_maps
         self.common_maps = common_maps
         self.thetas = nn.Parameter(thetas)
         self.hidden_loss = hidden_loss
         self.outputs = dict(outputs)
+
+    @property
+    def all_maps(self) -> dict[str, StageMaps]:
+        """The maps that there are, by the name of the attribute."""
+        maps = {"state_maps": self.state_maps, "common_maps": self.common_maps}
+        return {name: maps_of for name, maps_of in maps.items() if maps_of is not None}
+
+    @property
+    def model_tensors(self) -> set[str]:
+        """Names, as in the state dict, of the tensors whose first axis is the model."""
+        names = {"thetas"}
+        for kind, maps_of in self.all_maps.items():
+            for stage, maps in maps_of.items():
+                names |= {f"{kind}.{stage}.{name}" for name in maps.model_tensors}
+        return names
+
+    def share(self, ranks: Ranks) -> Objective:
+        """Return the part of one of several processes: its own models, and what all share."""
+        if ranks.size == 1:
+            return self
+        own = ranks.own(len(self.thetas))
+        return Objective(
+            self.meta_model,
+            self.state_maps.select(own),
+            self.thetas.detach()[own.start : own.stop].clone(),
+            hidden_loss=self.hidden_loss,
+            outputs=self.outputs,
+            common_maps=None if self.common_maps is None else self.common_maps.select(own),
+            ranks=ranks,
+        )
 
     def forward(self, batch: TargetBatch, models: Tensor) -> Terms:
         """Compare the emulations of some models with what they did.
@@ -90,14 +125,18 @@ class Objective(nn.Module):
         models
             (model,) int64 indices into the thetas and the state maps.
         """
-        thetas = self.thetas[models]
         trajectory = self.meta_model(
-            batch.inputs.unsqueeze(0), thetas.unsqueeze(1), batch.lengths.unsqueeze(0)
+            batch.inputs.unsqueeze(0), self.thetas[models].unsqueeze(1), batch.lengths.unsqueeze(0)
         )
-        hidden = self._compare(self.state_maps, trajectory, batch, models, thetas)
+        return self.compare(trajectory, batch, models)
+
+    def compare(self, trajectory: Trajectory, batch: TargetBatch, models: Tensor) -> Terms:
+        """Compare what the meta-model did at the thetas of some models with what they did."""
+        thetas = self.thetas[models]
+        hidden = self._hidden(self.state_maps, trajectory, batch, models, thetas)
         aligned = torch.zeros_like(hidden)
         if self.common_maps is not None:
-            aligned = self._compare(self.common_maps, trajectory, batch, models, thetas)
+            aligned = self._hidden(self.common_maps, trajectory, batch, models, thetas)
         output = torch.zeros_like(hidden)
         for group, (positions, target) in batch.outputs.items():
             term = self.outputs[group]
@@ -111,7 +150,23 @@ class Objective(nn.Module):
             output = output.index_copy(0, positions, losses)
         return Terms(hidden, output, aligned)
 
-    def _compare(
+    def solve_with_others(self) -> None:
+        """Take part in the solution of shared maps in a pass in which no model is one's own."""
+        nobody = torch.zeros(0, dtype=torch.int64, device=self.thetas.device)
+        for maps_of in self.all_maps.values():
+            for maps in maps_of.values():
+                if isinstance(maps, SolvableStateMaps) and maps.solver == "ridge":
+                    nothing = self.thetas.new_zeros(0)
+                    maps.solve(
+                        nothing,
+                        nothing,
+                        nothing,
+                        nobody,
+                        nothing,
+                        total=self.ranks.total,
+                    )
+
+    def _hidden(
         self,
         maps_of: StageMaps,
         trajectory: Trajectory,
@@ -125,7 +180,14 @@ class Objective(nn.Module):
             states, mask = trajectory.states[stage], batch.masks[stage]
             target = maps.normalise(batch.states[stage], models)
             if self.training and isinstance(maps, SolvableStateMaps) and maps.solver == "ridge":
-                maps.solve(states.detach(), target, mask, models, thetas.detach())
+                maps.solve(
+                    states.detach(),
+                    target,
+                    mask,
+                    models,
+                    thetas.detach(),
+                    total=self.ranks.total,
+                )
             counted = mask[..., None] & maps.target_units[models][:, None, None]
             mapped = maps(states, models, thetas)
             losses.append(self.hidden_loss(mapped, target, counted).mean(1))

@@ -24,7 +24,7 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
     Parameters
     ----------
     objective
-        Its maps are changed; they must be of those that are solved.
+        Its maps are changed, of those that are solved.
     targets
         Reads the stored states.
     samples
@@ -35,10 +35,9 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
     thetas = objective.thetas.detach()
     settled = [
         (stage, maps, maps.new_moments(decay=None, dtype=torch.float64).to(thetas.device))
-        for maps_of in (objective.state_maps, objective.common_maps)
-        if maps_of is not None
+        for maps_of in objective.all_maps.values()
         for stage, maps in maps_of.items()
-        if isinstance(maps, SolvableStateMaps)
+        if isinstance(maps, SolvableStateMaps) and maps.solver == "ridge"
     ]
     for models in torch.arange(len(thetas)).split(64):
         here = models.to(thetas.device)
@@ -53,5 +52,5 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
                 maps.collect(moments, states, target, mask, here)
     everything = torch.arange(len(thetas), device=thetas.device)
     for _, maps, moments in settled:
-        maps.solve_for(moments, everything, thetas)
+        maps.solve_for(moments, everything, thetas, total=objective.ranks.total)
         maps.forget()

@@ -37,6 +37,10 @@ class Stage:
             sum(math.prod(site.shape) // positions for site in sites) for sites in self.sites
         )
 
+    def select(self, models: range) -> Stage:
+        """Return the stage of some of the models."""
+        return Stage(self.spec, self.sites[models.start : models.stop])
+
     @property
     def every(self) -> tuple[int, ...]:
         """Per model: states of steps 0, every, 2 every, ... of each sample were stored."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store import Population
+from dynamo_plugin.training.ranks import Ranks
 from dynamo_plugin.training.stages import Stage, find_stages
 
 __all__ = ["TargetBatch", "Targets"]
@@ -65,6 +66,13 @@ class Targets:
         Where batches go.
     layered
         Whether every site is a stage of its own; see `find_stages`, and there for what is raised.
+    ranks
+        The processes that share the models; this one reads its own only, and below an index counts
+        among those.
+    in_memory
+        Whether states may be kept in memory, where they fit.
+    widths
+        Stage to the number of units to which states are padded at least.
     """
 
     def __init__(
@@ -75,19 +83,29 @@ class Targets:
         models: Sequence[str] | None = None,
         device: torch.device,
         layered: bool = False,
+        ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
+        in_memory: bool = True,
+        widths: Mapping[str, int] | None = None,
     ) -> None:
         self.population = population
         self.device = device
-        self.ids = population.ids if models is None else tuple(models)
-        self.stages = find_stages(population, self.ids, sites=sites, layered=layered)
+        self.ranks = ranks
+        everything = population.ids if models is None else tuple(models)
+        self.stages = find_stages(population, everything, sites=sites, layered=layered)
+        """Of all models, those of other processes too."""
+        self.own = ranks.own(len(everything))
+        self.ids = everything[self.own.start : self.own.stop]
         self.groups: dict[str, list[int]] = {}
         for index, model in enumerate(self.ids):
             self.groups.setdefault(population.output_group(model), []).append(index)
         self._axis = {o.group: o.axis for o in population.population_spec.outputs}
         self._offsets = torch.from_numpy(np.array(population.offsets, dtype=np.int64))
-        self._readers = {stage.name: _StageReader(self, stage) for stage in self.stages}
+        self._readers = {
+            stage.name: _StageReader(self, stage, (widths or {}).get(stage.name, 0))
+            for stage in self.stages
+        }
         size = sum(reader.bytes for reader in self._readers.values())
-        if size <= IN_MEMORY_BYTES:
+        if in_memory and size <= IN_MEMORY_BYTES:
             for reader in self._readers.values():
                 reader.load()
         self._outputs = {
@@ -163,7 +181,7 @@ class Targets:
         """
         reader = self._readers[stage]
         units = reader.stage.units
-        mean = torch.zeros(len(units), max(units))
+        mean = torch.zeros(len(units), reader.widest)
         scale = torch.zeros(len(units))
         for model, own in enumerate(units):
             count, total, square = 0, 0.0, 0.0
@@ -194,16 +212,26 @@ class Targets:
         return mean, scale
 
     def output_variance(self, group: str, samples: Tensor) -> float:
-        """Variance of a group's outputs on some samples, averaged over output units."""
-        stored = self._outputs[group]
-        if self._axis[group] == "time":
-            chosen = torch.zeros(len(self._offsets) - 1, dtype=torch.bool)
-            chosen[samples] = True
-            keep = chosen.repeat_interleave(self._offsets.diff())
-            stored = stored[:, keep]
-        else:
-            stored = stored[:, samples]
-        return float(stored.double().flatten(0, 1).var(0, correction=0).mean())
+        """Variance of a group's outputs on some samples, averaged over output units.
+
+        Over the models of all processes.
+        """
+        spec = next(o for o in self.population.population_spec.outputs if o.group == group)
+        stored = torch.zeros(0, len(self._offsets) - 1, math.prod(spec.shape))
+        if group in self._outputs:
+            stored = self._outputs[group]
+            if spec.axis == "time":
+                chosen = torch.zeros(len(self._offsets) - 1, dtype=torch.bool)
+                chosen[samples] = True
+                keep = chosen.repeat_interleave(self._offsets.diff())
+                stored = stored[:, keep]
+            else:
+                stored = stored[:, samples]
+        values = stored.double().flatten(0, 1)
+        rows = torch.tensor(len(values), dtype=torch.float64)
+        count, total = self.ranks.total([rows, values.sum(0)])
+        (square,) = self.ranks.total([(values - total / count).square().sum(0)])
+        return float((square / count).mean())
 
     def _load_outputs(self, model: int) -> Tensor:
         values = self.population.outputs(self.ids[model])
@@ -213,17 +241,18 @@ class Targets:
 class _StageReader:
     """Reads the states of one stage: rows of all samples, one after the other."""
 
-    def __init__(self, targets: Targets, stage: Stage) -> None:
-        self.stage = stage
+    def __init__(self, targets: Targets, stage: Stage, width: int) -> None:
         self.ids = targets.ids
         self.population = targets.population
+        self.widest = max(*stage.units, width)
+        stage = stage.select(targets.own)
+        self.stage = stage
         samples = len(targets.population.sample_ids)
         self.offsets = targets._offsets
         if stage.spec.axis == "sample":
             self.offsets = torch.arange(samples + 1) * math.prod(stage.spec.positions)
         self.lengths = self.offsets.diff()
         self.every = torch.tensor(stage.every)
-        self.widest = max(stage.units)
         self.bytes = 4 * len(self.ids) * int(self.offsets[-1]) * self.widest
         self._states: Tensor | None = None
 

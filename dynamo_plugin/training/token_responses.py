@@ -48,7 +48,8 @@ def embed_token_responses(
     samples
         (sample,) int64 indices of the training samples.
     scale
-        (model,) standard deviation of every model's states at the first stage.
+        (model,) standard deviation of every model's states at the first stage; of this process's
+        own models, where several share them.
     vocabulary
         Number of distinct ids.
     token_dim
@@ -66,6 +67,7 @@ def embed_token_responses(
     recurrent = stage.name == HIDDEN
     widths = list(stage.units)
     every_of = torch.tensor(stage.every)
+    own_models = torch.tensor(targets.own)
     total = sum(widths)
     dims = min(total, RESPONSE_DIMS)
     projections = (
@@ -76,24 +78,26 @@ def embed_token_responses(
     strides = every_of.unique().tolist()
     counts = torch.zeros(len(strides), vocabulary)
     sums = torch.zeros(len(strides), vocabulary, dims)
-    for part in torch.arange(len(widths)).split(MODELS_PER_READ):
+    first = targets.own.start
+    for part in own_models.split(MODELS_PER_READ):
         own = torch.zeros(len(part), vocabulary, max(widths))
         for chunk in samples.split(SAMPLES_PER_READ):
-            batch = targets.batch(part, chunk)
+            batch = targets.batch(part - first, chunk)
             lengths, inputs = batch.lengths.cpu(), batch.inputs.cpu()
             states = batch.states[stage.name].cpu()
             for kind, every in enumerate(strides):
                 followed = _followed(lengths, every)
                 tokens = inputs[followed]
-                if part[0] == 0:
+                if part[0] == first:
                     counts[kind].index_add_(0, tokens, torch.ones(len(tokens)))
                 for place in (every_of[part] == every).nonzero()[:, 0].tolist():
                     read = states[place]
                     change = _changes(read, every) if recurrent else read
                     own[place].index_add_(0, tokens, change[followed])
         for place, model in enumerate(part.tolist()):
-            response = own[place, :, : widths[model]] / scale[model]
+            response = own[place, :, : widths[model]] / scale[model - first]
             sums[strides.index(int(every_of[model]))] += response @ projections[model]
+    (sums,) = targets.ranks.total([sums])
     responses = (sums / counts.clamp(min=1)[..., None]).sum(0)
     counts = counts.sum(0)
     weights = counts / counts.sum()

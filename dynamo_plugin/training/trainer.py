@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
+from torch import Tensor, nn
 
 from dynamo_plugin.errors import DivergedFit, InvalidInput
 from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.store import Population
 from dynamo_plugin.training.building import build
+from dynamo_plugin.training.callbacks import Callback
+from dynamo_plugin.training.checkpoints import Checkpoint, CheckpointFolder
 from dynamo_plugin.training.config import FitConfig
-from dynamo_plugin.training.evaluation import evaluate
-from dynamo_plugin.training.objective import Objective
+from dynamo_plugin.training.interrupts import DeferredInterrupt
+from dynamo_plugin.training.looking import look
+from dynamo_plugin.training.ranks import Ranks
+from dynamo_plugin.training.rates import learning_rate
 from dynamo_plugin.training.sampler import draw_batches, split_samples
 from dynamo_plugin.training.settling import settle
-from dynamo_plugin.training.targets import Targets
+from dynamo_plugin.training.snapshots import (
+    objective_state,
+    optimiser_state,
+    restore_optimiser,
+    under,
+)
+from dynamo_plugin.training.stopping import has_settled
 
-__all__ = ["FittedModels", "train"]
+__all__ = ["FittedModels", "Trainer"]
 
 HISTORY_ROWS = 25
-"""How often a fit looks at held-out samples and writes a line of history."""
+"""How often a fit looks at held-out samples, writes a line of history and a checkpoint."""
 
 ROWS_PER_PASS = 400_000
 """Rows of states, models x sequences x time steps (or positions of all stages), that go through
@@ -54,15 +64,21 @@ class FittedModels:
     """(sample,) int64 indices."""
     config: FitConfig
     """As given, with every None that stands for a default replaced by what was used."""
+    step: int
+    """The last step; less than `config.steps` if something stopped it."""
+    stopped: str | None
+    """What did; None if nothing."""
 
 
-def train(
-    population: Population, config: FitConfig, *, device: torch.device, progress: bool
-) -> FittedModels:
-    """Minimise the DYNAMO objective jointly over the meta-model, all thetas and all state maps.
+class Trainer:
+    """One fit: minimises the DYNAMO objective jointly over meta-model, thetas and state maps.
 
     Cotler et al. 2023 (arXiv:2302.14078), section 2.2 and Algorithm 1, with every model of a step
     in one batched call.
+
+    Where torch.distributed has a process group, all its processes make a `Trainer` and run it
+    alike. Each keeps the thetas and state maps of some of the models; gradients of what all share
+    are summed, so that the number of processes makes no difference but for rounding.
 
     Parameters
     ----------
@@ -72,8 +88,10 @@ def train(
         The settings; together with the population they determine the result on one machine.
     device
         Where to train.
-    progress
-        Whether to show a bar on stderr.
+    callbacks
+        Are told what happens.
+    checkpoints
+        Where the fit is kept while it runs, and what it goes on from.
 
     Raises
     ------
@@ -81,151 +99,281 @@ def train(
         If there is too little to embed.
     UnknownName
         If the family or a loss is not registered.
-    DivergedFit
-        If the loss becomes NaN or infinite; names the step, the models and the samples.
     """
-    if len(population.ids) < 2:
-        raise InvalidInput(
-            f"A model embedding compares networks: it needs at least 2, and this population has "
-            f"{len(population.ids)}. Capture more models into it."
+
+    def __init__(
+        self,
+        population: Population,
+        config: FitConfig,
+        *,
+        device: torch.device,
+        callbacks: Sequence[Callback] = (),
+        checkpoints: CheckpointFolder | None = None,
+    ) -> None:
+        self.ids = population.ids
+        self.ranks = Ranks.current()
+        if len(self.ids) < 2:
+            raise InvalidInput(
+                "A model embedding compares networks: it needs at least 2, and this population has "
+                f"{len(self.ids)}. Capture more models into it."
+            )
+        if len(self.ids) < self.ranks.size:
+            raise InvalidInput(
+                f"Every process needs a model, and {self.ranks.size} processes share "
+                f"{len(self.ids)}: start fewer."
+            )
+        self._population = population
+        self._device = device
+        self._callbacks = list(callbacks) if self.ranks.rank == 0 else []
+        self._checkpoints = checkpoints
+        self.training_samples, self.held_out_samples = split_samples(
+            len(population.sample_ids), held_out=config.held_out, seed=config.seed
         )
-    training, held_out = split_samples(
-        len(population.sample_ids), held_out=config.held_out, seed=config.seed
-    )
-    objective, targets, config = build(population, training, config, device=device)
-    objective.to(device)
-    optimiser, schedule = _optimiser(objective, config)
-    decisions = {group: term.logits for group, term in objective.outputs.items()}
-    watched = held_out[:HISTORY_SAMPLES]
-    generator = torch.Generator().manual_seed(config.seed + 1)
-    batches = draw_batches(
-        training,
-        batch_size=config.batch_size,
-        models=len(population.ids),
-        models_per_step=config.models_per_step,
-        generator=generator,
-    )
-    history: list[dict[str, float]] = []
-    interval = max(config.steps // HISTORY_ROWS, 1)
-    sums = torch.zeros(2, device=device)
-    since = 0
-    last_thetas = objective.thetas.detach().clone()
-    bar = tqdm(
-        islice(batches, config.steps),
-        total=config.steps,
-        desc="fit",
-        unit="step",
-        disable=not progress,
-    )
-    for step, (models, samples) in enumerate(bar, start=1):
-        optimiser.zero_grad(set_to_none=True)
-        losses = _accumulate(objective, targets, models, samples, config)
-        norm = torch.nn.utils.clip_grad_norm_(objective.parameters(), config.clip)
+        latest = None if checkpoints is None else checkpoints.latest
+        self._whole, self._targets, self.config = build(
+            population,
+            self.training_samples,
+            config,
+            device=device,
+            ranks=self.ranks,
+            start=latest is None,
+        )
+        if latest is not None:
+            self._whole.load_state_dict(under("objective.", latest.tensors))
+        self._objective = objective = self._whole.share(self.ranks).to(device)
+        self._own = self.ranks.own(len(self.ids))
+        others = [p for name, p in objective.named_parameters() if name != "thetas"]
+        self._optimiser = torch.optim.Adam([{"params": others}, {"params": [objective.thetas]}])
+        self.step = 0
+        """Steps done."""
+        self.stopped: str | None = None
+        """Why the fit ended before its time, or None."""
+        self.history: list[dict[str, float]] = []
+        """See `FittedModels.history`."""
+        self._losses = torch.zeros(2, device=device)
+        self._last_thetas = objective.thetas.detach().clone()
+        if latest is not None:
+            self._go_on_from(latest)
+
+    @property
+    def thetas(self) -> Tensor:
+        """(model, embedding_dim): a copy of the thetas as they are now, on the CPU."""
+        return self.ranks.gather(self._objective.thetas.detach(), len(self.ids)).cpu().clone()
+
+    def stop(self, reason: str) -> None:
+        """End the fit after the step in hand; what it found so far is the result."""
+        self.stopped = reason
+
+    def run(self) -> FittedModels:
+        """Make all steps that are left.
+
+        The first Ctrl-C ends the fit after the step in hand.
+
+        Raises
+        ------
+        DivergedFit
+            If the loss becomes NaN or infinite; names the step, the models and the samples.
+        """
+        config = self.config
+        interval = max(config.steps // HISTORY_ROWS, 1)
+        batches = draw_batches(
+            self.training_samples,
+            batch_size=config.batch_size,
+            models=len(self.ids),
+            models_per_step=config.models_per_step,
+            generator=torch.Generator().manual_seed(config.seed + 1),
+        )
+        for callback in self._callbacks:
+            callback.begin(self)
+        try:
+            if self.stopped is None:
+                with DeferredInterrupt() as interrupt:
+                    # Batches of steps that a checkpoint has behind it are drawn and passed over.
+                    for models, samples in islice(batches, self.step, config.steps):
+                        self._advance(models, samples)
+                        if interrupt.requested:
+                            self.stop("interrupted")
+                        for callback in self._callbacks:
+                            callback.step(self)
+                        looked = self.step % interval == 0 or self.step == config.steps
+                        if looked:
+                            self._look()
+                        ended = self._agree_to_stop()
+                        if looked or ended:
+                            self._keep()
+                        if ended:
+                            break
+        finally:
+            for callback in self._callbacks:
+                callback.end(self)
+        return self._finish()
+
+    def _advance(self, models: Tensor, samples: Tensor) -> None:
+        """Make one step."""
+        config, objective = self.config, self._objective
+        self._optimiser.zero_grad(set_to_none=True)
+        losses = self._accumulate(models, samples)
+        norm = self._norm()
         if not torch.isfinite(norm):
-            raise _diverged(population, step, models, samples, losses.sum(0))
-        optimiser.step()
-        schedule.step()
-        sums += losses.mean(1)
-        since += 1
-        if step % interval == 0 or step == config.steps:
-            objective.eval()
-            looked = evaluate(
-                objective.meta_model,
-                objective.state_maps,
-                objective.thetas,
-                targets,
-                watched,
-                decisions=decisions,
+            raise self._diverged(models, samples, losses)
+        nn.utils.clip_grads_with_norm_(objective.parameters(), config.clip, norm)
+        everything, thetas = self._optimiser.param_groups
+        rate = learning_rate(self.step, config)
+        everything["lr"] = config.learning_rate * rate
+        thetas["lr"] = (config.theta_learning_rate or config.learning_rate) * rate
+        self._optimiser.step()
+        self._losses += losses.sum(1) / len(models)
+        self.step += 1
+
+    def _norm(self) -> Tensor:
+        """Sum gradients of what processes share; return the norm of the gradient of all models."""
+        parameters = dict(self._objective.named_parameters())
+        if self.ranks.size == 1:
+            return nn.utils.get_total_norm(
+                [p.grad for p in parameters.values() if p.grad is not None]
             )
-            objective.train()
-            thetas = objective.thetas.detach()
-            mean_hidden, mean_output = (sums / since).tolist()
-            history.append(
-                {
-                    "step": step,
-                    "hidden_loss": mean_hidden,
-                    "output_loss": mean_output,
-                    "loss": mean_hidden + config.output_weight * mean_output,
-                    "held_out_hidden_r2": float(looked.hidden_r2.mean()),
-                    "held_out_output_agreement": float(looked.output_agreement.mean()),
-                    "theta_norm": float(thetas.norm(dim=1).mean()),
-                    "theta_movement": float((thetas - last_thetas).norm(dim=1).mean()),
-                    "learning_rate": float(schedule.get_last_lr()[0]),
-                }
+        own = self._objective.model_tensors
+        gradients = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in parameters.items()
+        }
+        square = nn.utils.get_total_norm([gradients[n] for n in parameters if n in own]).square()
+        shared = [name for name in parameters if name not in own]
+        square, *totals = self.ranks.total([square, *(gradients[name] for name in shared)])
+        gradients |= dict(zip(shared, totals, strict=True))
+        for name, parameter in parameters.items():
+            parameter.grad = gradients[name]
+        return (nn.utils.get_total_norm(totals).square() + square).sqrt()
+
+    def _agree_to_stop(self) -> bool:
+        asked = torch.tensor(float(self.stopped is not None), device=self._device)
+        if float(self.ranks.total([asked])[0]) == 0:
+            return False
+        self.stopped = self.stopped or "another process"
+        return True
+
+    def _accumulate(self, models: Tensor, samples: Tensor) -> Tensor:
+        """Add the gradient of one step to this process's; return its (2, own model) losses."""
+        config, targets, objective = self.config, self._targets, self._objective
+        rows = len(samples) * targets.rows_per_sample(samples)
+        per_pass = max(ROWS_PER_PASS // rows, 1)
+        mine = models[(models >= self._own.start) & (models < self._own.stop)] - self._own.start
+        parts = list(mine.split(per_pass)) if len(mine) else []
+        losses = [torch.zeros(2, 0, device=self._device)]
+        for part in parts:
+            here = part.to(self._device)
+            terms = objective(targets.batch(part, samples), here)
+            penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
+            loss = terms.hidden + config.output_weight * terms.output + penalty
+            loss = loss + config.alignment_weight * terms.aligned
+            (loss.sum() / len(models)).backward()
+            losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
+        # Solving maps that models share takes all processes, so all make as many passes.
+        for _ in range(-(-self.ranks.most(models, len(self.ids)) // per_pass) - len(parts)):
+            objective.solve_with_others()
+        return torch.cat(losses, dim=1)
+
+    def _look(self) -> None:
+        """Add a row to the history, and stop if nothing changes any more."""
+        config, models = self.config, len(self.ids)
+        since = self.step - int(self.history[-1]["step"] if self.history else 0)
+        hidden, output = (self.ranks.total([self._losses])[0] / since).tolist()
+        row = {
+            "step": self.step,
+            "hidden_loss": hidden,
+            "output_loss": output,
+            "loss": hidden + config.output_weight * output,
+            **look(
+                self._objective,
+                self._targets,
+                self.held_out_samples[:HISTORY_SAMPLES],
+                models=models,
+                last_thetas=self._last_thetas,
+                output_weight=config.output_weight,
+            ),
+            "learning_rate": config.learning_rate * learning_rate(self.step, config),
+        }
+        if not math.isfinite(row["held_out_loss"]):
+            raise DivergedFit(
+                f"The loss on held-out samples became NaN or infinite by step {self.step}. Lower "
+                "learning_rate, or verify the population."
             )
-            bar.set_postfix(
-                refresh=False,
-                hidden=f"{mean_hidden:.3f}",
-                R2=f"{history[-1]['held_out_hidden_r2']:.3f}",
-            )
-            last_thetas = thetas.clone()
-            sums.zero_()
-            since = 0
-    objective.requires_grad_(False).eval()  # noqa: FBT003
-    if config.state_map_solver == "ridge":
-        settle(objective, targets, training[torch.randperm(len(training), generator=generator)])
-    objective.cpu()
-    return FittedModels(
-        objective.meta_model,
-        objective.state_maps,
-        objective.common_maps,
-        objective.thetas.detach(),
-        history,
-        training,
-        held_out,
-        config,
-    )
+        self.history.append(row)
+        self._losses.zero_()
+        self._last_thetas = self._objective.thetas.detach().clone()
+        for callback in self._callbacks:
+            callback.look(self, row)
+        if config.patience is not None and has_settled(
+            self.history,
+            patience=config.patience,
+            min_improvement=config.min_improvement,
+            min_theta_movement=config.min_theta_movement,
+        ):
+            self.stop("settled")
 
+    def _finish(self) -> FittedModels:
+        self._objective.requires_grad_(False).eval()  # noqa: FBT003
+        if self.config.state_map_solver == "ridge":
+            generator = torch.Generator().manual_seed(self.config.seed + 4)
+            order = torch.randperm(len(self.training_samples), generator=generator)
+            settle(self._objective, self._targets, self.training_samples[order])
+        whole = self._whole
+        if self.ranks.size > 1:
+            whole.requires_grad_(False).eval()  # noqa: FBT003
+            whole.load_state_dict(objective_state(self._objective, len(self.ids)))
+        whole.cpu()
+        return FittedModels(
+            whole.meta_model,
+            whole.state_maps,
+            whole.common_maps,
+            whole.thetas.detach(),
+            self.history,
+            self.training_samples,
+            self.held_out_samples,
+            self.config,
+            self.step,
+            self.stopped,
+        )
 
-def _accumulate(
-    objective: Objective, targets: Targets, models: Tensor, samples: Tensor, config: FitConfig
-) -> Tensor:
-    """Add the gradient of one step; return the hidden and output losses, (2, model)."""
-    rows = len(samples) * targets.rows_per_sample(samples)
-    per_pass = max(ROWS_PER_PASS // rows, 1)
-    losses = []
-    for part in models.split(per_pass):
-        here = part.to(objective.thetas.device)
-        terms = objective(targets.batch(part, samples), here)
-        penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
-        loss = terms.hidden + config.output_weight * terms.output + penalty
-        loss = loss + config.alignment_weight * terms.aligned
-        (loss.sum() / len(models)).backward()
-        losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
-    return torch.cat(losses, dim=1)
+    def _keep(self) -> None:
+        """Write a checkpoint, if there is a place for it."""
+        if self._checkpoints is None:
+            return
+        objective, models = self._objective, len(self.ids)
+        state = objective_state(objective, models)
+        moments = optimiser_state(objective, self._optimiser, models)
+        tensors = {f"objective.{name}": tensor for name, tensor in state.items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in moments.items()}
+        tensors["losses"] = self.ranks.total([self._losses])[0].cpu()
+        tensors["last_thetas"] = self.ranks.gather(self._last_thetas, models).cpu()
+        if self.ranks.rank == 0:
+            # An interrupted fit is to go on; one that has settled is not.
+            stopped = None if self.stopped == "interrupted" else self.stopped
+            notes = {"history": self.history, "stopped": stopped}
+            self._checkpoints.write(Checkpoint(self.step, tensors, notes))
 
+    def _go_on_from(self, latest: Checkpoint) -> None:
+        self.step = latest.step
+        self.history = list(latest.notes["history"])
+        self.stopped = latest.notes["stopped"]
+        moments = under("optimiser.", latest.tensors)
+        restore_optimiser(self._objective, self._optimiser, moments, len(self.ids))
+        if self.ranks.rank == 0:  # they are sums over processes
+            self._losses = latest.tensors["losses"].to(self._device, copy=True)
+        last = latest.tensors["last_thetas"][self._own.start : self._own.stop]
+        self._last_thetas = last.to(self._device, copy=True)
 
-def _optimiser(
-    objective: Objective, config: FitConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    shared = [*objective.meta_model.parameters(), *objective.state_maps.parameters()]
-    optimiser = torch.optim.Adam(
-        [
-            {"params": shared, "lr": config.learning_rate},
-            {
-                "params": [objective.thetas],
-                "lr": config.theta_learning_rate or config.learning_rate,
-            },
-        ]
-    )
-
-    def rate(step: int) -> float:
-        if step < config.warmup:
-            return (step + 1) / (config.warmup + 1)
-        done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-        return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, rate)
-
-
-def _diverged(
-    population: Population, step: int, models: Tensor, samples: Tensor, losses: Tensor
-) -> DivergedFit:
-    broken = models[~torch.isfinite(losses.detach().cpu())].tolist()
-    names = [population.ids[model] for model in (broken or models.tolist())]
-    ids = [population.sample_ids[sample] for sample in samples[:4].tolist()]
-    return DivergedFit(
-        f"The loss or its gradient became NaN or infinite at step {step} (models "
-        f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}; samples {', '.join(ids)}"
-        f"{', ...' if len(samples) > 4 else ''}). Lower learning_rate, or verify the population."
-    )
+    def _diverged(self, models: Tensor, samples: Tensor, losses: Tensor) -> DivergedFit:
+        named = self._population.ids
+        broken = torch.zeros(len(self.ids))
+        mine = models[(models >= self._own.start) & (models < self._own.stop)]
+        broken[mine] = (~torch.isfinite(losses.sum(0))).float().cpu()
+        (broken,) = self.ranks.total([broken.to(self._device)])
+        names = [named[model] for model in (broken.nonzero()[:, 0].tolist() or models.tolist())]
+        ids = [self._population.sample_ids[sample] for sample in samples[:4].tolist()]
+        return DivergedFit(
+            f"The loss or its gradient became NaN or infinite at step {self.step + 1} (models "
+            f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}; samples {', '.join(ids)}"
+            f"{', ...' if len(samples) > 4 else ''}). Lower learning_rate, or verify the "
+            "population."
+        )

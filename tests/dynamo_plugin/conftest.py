@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
@@ -122,3 +123,14 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_process, "_current", None)
     # Set first, so that what the test leaves in the variable is undone too.
     monkeypatch.setenv("DYNAMO_PLUGINS", "")
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Let SIGINT interrupt, here and in processes started from here, as it does at a terminal.
+
+    A job in the background of a shell starts with SIGINT ignored.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

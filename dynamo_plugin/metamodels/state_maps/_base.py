@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import abc
 import copy
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import InvalidConfig, InvalidInput
 from dynamo_plugin.metamodels.state_maps._moments import Moments
 
-__all__ = ["RIDGE", "SolvableStateMaps", "StateMaps", "apply_affine"]
+__all__ = ["RIDGE", "SolvableStateMaps", "StateMaps", "Total", "apply_affine"]
+
+Total = Callable[[Sequence[Tensor]], list[Tensor]]
+"""Sums tensors over processes; `list` where there is one."""
 
 DECAY = 0.9
 """Of the moments, from one step to the next."""
@@ -46,6 +49,8 @@ class StateMaps(nn.Module, abc.ABC):
     """Those that this kind of map has."""
     per_model: ClassVar[tuple[str, ...]] = ("mean", "scale", "real_units")
     """Names of the tensors whose first axis is the model."""
+    square: ClassVar[tuple[str, ...]] = ()
+    """Names of those that are square matrices, which grow by ones on the diagonal."""
 
     mean: Tensor
     """(model, max units) buffer."""
@@ -106,8 +111,33 @@ class StateMaps(nn.Module, abc.ABC):
         }
         return chosen
 
+    def join(self, other: Self) -> Self:
+        """Return copies of these maps and, after them, of some more; what models share is ours."""
+        joined = type(self)(
+            self.source_units,
+            (*self.units, *other.units),
+            embedding_dim=self.embedding_dim,
+            solver=self.solver,
+        ).requires_grad_(False)  # noqa: FBT003
+        ours, theirs = self.state_dict(), other.state_dict()
+        for name, target in joined.state_dict().items():
+            target.zero_()
+            if name in self.square:
+                target.diagonal(dim1=-2, dim2=-1).fill_(1)
+            if name in self.per_model:
+                _lay(target[: len(self)], ours[name])
+                _lay(target[len(self) :], theirs[name])
+            else:
+                _lay(target, ours[name])
+        return joined
+
     def _part(self, name: str, own: Tensor, rows: Tensor) -> Tensor:
         return own.detach()[rows] if name in self.per_model else own.detach().clone()
+
+    @property
+    def model_tensors(self) -> set[str]:
+        """Names, as in the state dict, of the tensors whose first axis is the model."""
+        return set(self.per_model) - {"real_units"}
 
     @property
     def target_units(self) -> Tensor:
@@ -160,6 +190,7 @@ class SolvableStateMaps(StateMaps):
     Parameters are those of `StateMaps`.
     """
 
+    _seen_thetas: Tensor | None
     solvers = ("gradient", "ridge")
 
     def __init__(
@@ -167,10 +198,17 @@ class SolvableStateMaps(StateMaps):
     ) -> None:
         super().__init__(source_units, units, embedding_dim=embedding_dim, solver=solver)
         self._running: Moments | None = None
-        self._seen_thetas: Tensor | None = None
+        self.register_buffer("_seen_thetas", None)
 
     def solve(
-        self, states: Tensor, targets: Tensor, mask: Tensor, models: Tensor, thetas: Tensor
+        self,
+        states: Tensor,
+        targets: Tensor,
+        mask: Tensor,
+        models: Tensor,
+        thetas: Tensor,
+        *,
+        total: Total = list,
     ) -> None:
         """Solve the maps of some models for what the meta-model does now.
 
@@ -187,18 +225,48 @@ class SolvableStateMaps(StateMaps):
             (model, sample, row, max units): normalised states of the base models.
         mask
             (1 or model, sample, row) boolean: which rows count.
+        total
+            Sums tensors over the processes that share the models.
         """
-        if self._running is None or self._seen_thetas is None:
-            self._running = self.new_moments(decay=DECAY, dtype=states.dtype).to(states.device)
-            self._seen_thetas = thetas.new_zeros(len(self), thetas.shape[1])
-        self._seen_thetas[models] = thetas
-        self.collect(self._running, states, targets, mask, models)
-        concerned = self.concerned(self._running, models)
-        self.solve_for(self._running, concerned, self._seen_thetas[concerned])
+        running, seen = self._remember()
+        if len(models):
+            seen[models] = thetas
+            self.collect(running, states, targets, mask, models)
+        concerned = self.concerned(running, models)
+        self.solve_for(running, concerned, seen[concerned], total=total)
 
     def forget(self) -> None:
         """Drop the running moments: the maps are not solved again."""
         self._running = self._seen_thetas = None
+
+    def _remember(self) -> tuple[Moments, Tensor]:
+        """Return the running moments, and the thetas at which models were last seen."""
+        if self._running is None or self._seen_thetas is None:
+            self._running = self.new_moments(decay=DECAY, dtype=self.mean.dtype)
+            self._running.to(self.mean.device)
+            self._seen_thetas = self.mean.new_zeros(len(self), self.embedding_dim)
+        return self._running, self._seen_thetas
+
+    @property
+    def model_tensors(self) -> set[str]:
+        """See `StateMaps.model_tensors`; running moments are of one model each."""
+        running = () if self._running is None else self._running.state_dict()
+        own = {f"_running.{name}" for name in running} | ({"_seen_thetas"} if running else set())
+        return super().model_tensors | own
+
+    def select(self, models: Sequence[int]) -> Self:
+        """See `StateMaps.select`."""
+        chosen = super().select(models)
+        chosen._modules = {}
+        chosen._running = None
+        if self._running is not None:
+            chosen._running = self._running.select(models)
+        return chosen
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+        if f"{prefix}_seen_thetas" in state_dict:
+            self._remember()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def concerned(self, moments: Moments, models: Tensor) -> Tensor:
         """Return which models the solution is for when some were seen anew."""
@@ -217,8 +285,13 @@ class SolvableStateMaps(StateMaps):
         moments.update(models, states.flatten(1, 2), targets.flatten(1, 2), rows)
 
     @abc.abstractmethod
-    def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
-        """Set the maps of some models, at these thetas, to the ridge solution."""
+    def solve_for(
+        self, moments: Moments, models: Tensor, thetas: Tensor, *, total: Total = list
+    ) -> None:
+        """Set the maps of some models, at these thetas, to the ridge solution.
+
+        A map that models share is solved for those of all processes, over which `total` sums.
+        """
 
 
 def apply_affine(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -226,3 +299,8 @@ def apply_affine(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     flat = torch.baddbmm(bias.unsqueeze(1), states.flatten(1, 2), weight.mT)
     result: Tensor = flat.unflatten(1, states.shape[1:3])
     return result
+
+
+def _lay(target: Tensor, part: Tensor) -> None:
+    """Copy a tensor into the corner of one that is at least as large."""
+    target[tuple(slice(size) for size in part.shape)] = part

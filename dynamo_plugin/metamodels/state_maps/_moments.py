@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -88,6 +90,16 @@ class Moments(nn.Module):
             shape = (-1,) + (1,) * (value.ndim - 1)
             total[models] = total[models] * share.view(shape) + value * scale.view(shape)
         self.weight[models] = self.weight[models] * share + new
+
+    def select(self, models: Sequence[int]) -> Moments:
+        """Return copies of the moments of some models, in the order given."""
+        _, features, targets = self.products.shape
+        chosen = Moments(
+            len(models), features, targets, decay=self.decay, dtype=self.weight.dtype
+        ).to(self.weight.device)
+        rows = torch.tensor(models, device=self.weight.device)
+        chosen.load_state_dict({name: own[rows] for name, own in self.state_dict().items()})
+        return chosen
 
     def means(self, models: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean of x, (model, feature), and of y, (model, target)."""

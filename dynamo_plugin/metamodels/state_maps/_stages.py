@@ -66,6 +66,17 @@ class StageMaps(nn.ModuleDict):
             }
         )
 
+    @property
+    def kind(self) -> str:
+        """Its name in `STATE_MAPS`."""
+        own = type(next(iter(self.values())))
+        return next(name for name, kind in STATE_MAPS.items() if own is kind)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Length of theta."""
+        return next(iter(self.items()))[1].embedding_dim
+
     def __getitem__(self, key: str) -> StateMaps:
         return cast("StateMaps", super().__getitem__(key))
 
@@ -78,6 +89,12 @@ class StageMaps(nn.ModuleDict):
         chosen = StageMaps.__new__(StageMaps)
         nn.ModuleDict.__init__(chosen, {s: maps.select(models) for s, maps in self.items()})
         return chosen
+
+    def join(self, others: StageMaps) -> StageMaps:
+        """Return copies of the maps of these models and of some more."""
+        joined = StageMaps.__new__(StageMaps)
+        nn.ModuleDict.__init__(joined, {s: maps.join(others[s]) for s, maps in self.items()})
+        return joined
 
     @property
     def units(self) -> dict[str, tuple[int, ...]]:

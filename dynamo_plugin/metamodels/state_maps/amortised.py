@@ -8,7 +8,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from dynamo_plugin.metamodels.state_maps._base import RIDGE, SolvableStateMaps, apply_affine
+from dynamo_plugin.metamodels.state_maps._base import (
+    RIDGE,
+    SolvableStateMaps,
+    Total,
+    apply_affine,
+)
 from dynamo_plugin.metamodels.state_maps._moments import Moments, ridge
 
 __all__ = ["AmortisedStateMaps"]
@@ -25,6 +30,7 @@ class AmortisedStateMaps(SolvableStateMaps):
     """
 
     per_model = (*SolvableStateMaps.per_model, "rotation")
+    square = ("rotation",)
 
     rotation: Tensor
     """(model, max units, max units) buffer: Q."""
@@ -90,7 +96,9 @@ class AmortisedStateMaps(SolvableStateMaps):
         return moments.weight.nonzero()[:, 0]
 
     @torch.no_grad()
-    def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
+    def solve_for(
+        self, moments: Moments, models: Tensor, thetas: Tensor, *, total: Total = list
+    ) -> None:
         """See `SolvableStateMaps.solve_for`; models seen count alike, at the thetas that are given.
 
         With t = [1 ; theta], the features are t (x) [h ; 1], so that their second moment is the sum
@@ -101,6 +109,7 @@ class AmortisedStateMaps(SolvableStateMaps):
         count = scales.shape[1] * features.shape[1]
         gram = torch.einsum("mk,ml,mij->kilj", scales, scales, features).reshape(count, count)
         cross = torch.einsum("mk,mio->kio", scales, products).reshape(count, -1)
+        gram, cross = total([gram, cross])
         solution = ridge(gram[None], cross[None], RIDGE)[0]
         self.weight.copy_(solution.unflatten(0, (scales.shape[1], -1)).mT)
 

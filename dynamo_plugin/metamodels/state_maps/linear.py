@@ -10,7 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dynamo_plugin.errors import InvalidInput
-from dynamo_plugin.metamodels.state_maps._base import RIDGE, SolvableStateMaps, apply_affine
+from dynamo_plugin.metamodels.state_maps._base import (
+    RIDGE,
+    SolvableStateMaps,
+    Total,
+    apply_affine,
+)
 from dynamo_plugin.metamodels.state_maps._moments import Moments, ridge
 
 __all__ = ["AffineStateMaps", "LinearStateMaps", "SharedStateMaps"]
@@ -76,7 +81,9 @@ class AffineStateMaps(SolvableStateMaps):
         return self.scale[model] * weight[0, :units], offset
 
     @torch.no_grad()
-    def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
+    def solve_for(
+        self, moments: Moments, models: Tensor, thetas: Tensor, *, total: Total = list
+    ) -> None:
         """See `SolvableStateMaps.solve_for`; the offset is not penalised."""
         features, products, mean, target = moments.centred(models)
         solution = ridge(features, products, RIDGE)
@@ -106,7 +113,9 @@ class LinearStateMaps(AffineStateMaps):
         return mapped * self.scale[models].view(-1, *(1,) * (mapped.ndim - 1))
 
     @torch.no_grad()
-    def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
+    def solve_for(
+        self, moments: Moments, models: Tensor, thetas: Tensor, *, total: Total = list
+    ) -> None:
         """See `SolvableStateMaps.solve_for`."""
         solution = ridge(*moments.raw(models), RIDGE)
         self.weight[models] = solution.mT.to(self.weight.dtype)
@@ -138,12 +147,15 @@ class SharedStateMaps(AffineStateMaps):
         return moments.weight.nonzero()[:, 0]
 
     @torch.no_grad()
-    def solve_for(self, moments: Moments, models: Tensor, thetas: Tensor) -> None:
+    def solve_for(
+        self, moments: Moments, models: Tensor, thetas: Tensor, *, total: Total = list
+    ) -> None:
         """See `SolvableStateMaps.solve_for`; models count alike, the offset is not penalised."""
-        features, products = (part.mean(0, keepdim=True) for part in moments.raw(models))
-        mean, target = (part.mean(0, keepdim=True) for part in moments.means(models))
-        features = features - mean[:, :, None] * mean[:, None]
-        products = products - mean[:, :, None] * target[:, None]
-        solution = ridge(features, products, RIDGE)
+        parts = [part.sum(0) for part in (*moments.raw(models), *moments.means(models))]
+        count, *sums = total([self.mean.new_tensor(float(len(models))), *parts])
+        features, products, mean, target = (part / count for part in sums)
+        features = features - mean[:, None] * mean
+        products = products - mean[:, None] * target
+        solution = ridge(features[None], products[None], RIDGE)
         self.weight.copy_(solution.mT)
-        self.bias.copy_(target - (mean.unsqueeze(1) @ solution).squeeze(1))
+        self.bias.copy_(target - mean @ solution)

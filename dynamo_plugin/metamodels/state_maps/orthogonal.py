@@ -27,6 +27,7 @@ class OrthogonalStateMaps(StateMaps):
     """(model, side) boolean buffer: which rows and columns a model of its width has."""
 
     per_model = (*StateMaps.per_model, "start", "turn", "gain", "bias", "inside")
+    square = ("start",)
 
     def __init__(
         self,
@@ -61,3 +62,27 @@ class OrthogonalStateMaps(StateMaps):
         """Return g O h + b; see `StateMaps.forward`."""
         bias = self.bias[models] * self.real_units[models]
         return apply_affine(states, self.matrices(models), bias)
+
+    @torch.no_grad()
+    def start_from(self, models: Tensor, products: Tensor, squares: Tensor) -> None:
+        """Set O and g of some models to those that fit best, by orthogonal Procrustes.
+
+        Schoenemann 1966 (doi:10.1007/BF02289451).
+
+        Parameters
+        ----------
+        models
+            (model,) int64.
+        products
+            (model, max units, source_units): sum over rows of y h^T, y normalised base states.
+        squares
+            (model,): sum over rows of |h|^2.
+        """
+        for model, product, square in zip(models.tolist(), products, squares, strict=True):
+            side = int(self.inside[model].sum())
+            padded = product.new_zeros(side, side)
+            padded[: self.units[model], : self.source_units] = product[: self.units[model]]
+            left, values, right = torch.linalg.svd(padded)
+            self.start[model, :side, :side] = left @ right
+            self.turn[model] = 0
+            self.gain[model] = values.sum() / square

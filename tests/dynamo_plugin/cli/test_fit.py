@@ -3,11 +3,14 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import dynamo_plugin as dp
@@ -81,3 +84,40 @@ def test_defaults_are_those_of_the_library() -> None:
     for name, parameter in inspect.signature(fit.command).parameters.items():
         if hasattr(defaults, name):
             assert parameter.default == getattr(defaults, name), name
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_interrupted_and_resumed(store: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dynamo_plugin", "fit", str(store), *QUICK, "--steps", "4000"]
+    command += ["--output", str(tmp_path / "e")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "e.checkpoints").glob("step-*")):
+        time.sleep(0.01)
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == ExitCode.INTERRUPTED, printed
+    assert "--resume --overwrite goes on" in printed
+    part = dp.load_embedding(tmp_path / "e")
+    assert part.stopped == "interrupted"
+    refused = run(store, "--output", tmp_path / "e", *QUICK, "--steps", 4000, "--overwrite")
+    assert refused.exit_code == ExitCode.ERROR
+    assert "unfinished fit" in refused.stderr
+    rest = run(
+        store, "--output", tmp_path / "e", *QUICK, "--steps", 4000, "--resume", "--overwrite"
+    )
+    assert rest.exit_code == ExitCode.OK, rest.stderr
+    whole = dp.load_embedding(tmp_path / "e")
+    assert whole.stopped is None
+    assert whole.history["step"].max() == 4000
+    assert not (tmp_path / "e.checkpoints").exists()
+
+
+def test_checkpoints_that_were_asked_for_stay(store: Path, tmp_path: Path) -> None:
+    kept = ("--checkpoints", tmp_path / "kept")
+    assert run(store, "--output", tmp_path / "e", *QUICK, *kept).exit_code == ExitCode.OK
+    assert [p.name for p in (tmp_path / "kept").glob("step-*")]
+    again = run(store, "--output", tmp_path / "f", *QUICK, *kept, "--resume")
+    assert again.exit_code == ExitCode.OK
+    one, other = (dp.load_embedding(tmp_path / name) for name in "ef")
+    assert torch.equal(one.thetas, other.thetas)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import FitConfig, Targets, token_responses, train
+from dynamo_plugin.training import FitConfig, Targets, Trainer, token_responses
 from dynamo_plugin.training.token_responses import embed_token_responses
 
 LENGTHS = [4, 1, 6, 3, 5, 2, 6, 6]
@@ -116,7 +116,7 @@ def test_a_fit_starts_from_it_if_asked(population: Population, token_init: str) 
             "family_options": {"units": 4, "token_dim": 3},
         }
     )
-    fitted = train(population, config, device=torch.device("cpu"), progress=False)
+    fitted = Trainer(population, config, device=torch.device("cpu")).run()
     table = fitted.meta_model.token_embedding
     assert table is not None
     assert bool(table.weight[7].any()) == (token_init == "random")

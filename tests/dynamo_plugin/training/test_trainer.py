@@ -12,7 +12,7 @@ from torch import nn
 
 from dynamo_plugin.errors import DivergedFit, InvalidConfig, InvalidInput, UnknownName
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import FitConfig, FittedModels, train, trainer
+from dynamo_plugin.training import FitConfig, FittedModels, Trainer, trainer
 
 CPU = torch.device("cpu")
 SAMPLES, TIME = 40, 6
@@ -21,7 +21,7 @@ SAMPLES, TIME = 40, 6
 def _fit(population: Population, **settings: Any) -> FittedModels:
     defaults = {"family_options": {"units": 16}, "embedding_dim": 2, "steps": 60}
     config = FitConfig.from_options({**defaults, **settings})
-    return train(population, config, device=CPU, progress=False)
+    return Trainer(population, config, device=CPU).run()
 
 
 def _networks(scales: dict[str, float]) -> tuple[dict[str, Any], dict[str, Any], Any]:
@@ -147,7 +147,7 @@ def test_an_accelerator_gives_the_same_fit(small: Population) -> None:
     accelerator = torch.accelerator.current_accelerator()
     assert accelerator is not None
     config = FitConfig(embedding_dim=2, steps=60, family_options={"units": 16})
-    there = train(small, config, device=accelerator, progress=False)
+    there = Trainer(small, config, device=accelerator).run()
     assert there.thetas.device == CPU
     here = _fit(small)
     assert there.history[-1]["loss"] == pytest.approx(here.history[-1]["loss"], rel=0.05)
