@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], help="settings of fit, name=value (JSON)")
     parser.add_argument("--no-peers", action="store_true", help="leave pairwise comparison out")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cpu", help="where to fit")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -63,7 +64,10 @@ def main() -> None:
             peers = {} if arguments.no_peers else peer_silhouettes(population, groups)
             for fit_seed in arguments.fit_seeds:
                 row = {"population": name, "seed": seed, "fit": fit_seed}
-                row |= fitted_row(population, groups, {**settings, "seed": fit_seed}) | peers
+                row |= fitted_row(
+                    population, groups, {**settings, "seed": fit_seed, "device": arguments.device}
+                )
+                row |= peers
                 rows.append(row)
                 shown = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
                 print(json.dumps(shown), flush=True)
@@ -83,8 +87,10 @@ def fitted_row(
         "cpu": time.process_time() - cpu,
     }
     fidelity = dp.analyse("fidelity", embedding).to_dataframe()
+    row["k"] = embedding.thetas.shape[1]
     row["r2"] = float(fidelity["hidden_r2"].mean())
     row["agree"] = float(fidelity["output_agreement"].mean())
+    row["own"] = float(fidelity["own_readout_agreement"].mean())
     for kind in ("theta", "pullback", "functional"):
         row[kind] = silhouette(embedding.distances(kind).to_numpy(), groups)
     return row

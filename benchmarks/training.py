@@ -1,6 +1,6 @@
 """What one step of a meta-model costs, beside its floor.
 
-    python benchmarks/training.py [--threads 1] [--rounds 5]
+    python benchmarks/training.py [--threads 1] [--rounds 5] [--device cuda]
 
 Forward and backward pass of a recurrent meta-model of 256 units over 20 models x 32 sequences x 100
 steps, in microseconds per model, sequence and step; beside the same written as a loop that autograd
@@ -46,33 +46,36 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    device = torch.device(arguments.device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     print(
-        f"{platform.machine()}, {arguments.threads} threads, Python {platform.python_version()}, "
+        f"{name}, {arguments.threads} threads, Python {platform.python_version()}, "
         f"torch {torch.__version__}"
     )
-    rows = step_rows(arguments.rounds)
+    rows = step_rows(arguments.rounds, device)
     print(pd.DataFrame(rows).to_string(index=False, float_format="%.2f"))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
 
-def step_rows(rounds: int) -> list[dict[str, Any]]:
+def step_rows(rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """Return microseconds per model, sequence and step, of every family and way."""
-    rate = matrix_rate()
+    rate = matrix_rate(device)
     rows = []
     for name, (family, module) in FAMILIES.items():
         spec = PopulationSpec(
             InputSpec("features", FEATURES), (OutputSpec("y", (2,), "float32", "sample"),)
         )
         torch.manual_seed(0)
-        model = family(spec, embedding_dim=DIM, units=UNITS)
-        inputs, thetas = torch.randn(SEQUENCES, TIME, FEATURES), torch.randn(MODELS, DIM)
-        thetas.requires_grad_()
-        lengths = torch.full((1, SEQUENCES), TIME)
-        concatenated = module(FEATURES + DIM, UNITS, batch_first=True)
+        model = family(spec, embedding_dim=DIM, units=UNITS).to(device)
+        inputs = torch.randn(SEQUENCES, TIME, FEATURES, device=device)
+        thetas = torch.randn(MODELS, DIM, device=device).requires_grad_()
+        lengths = torch.full((1, SEQUENCES), TIME, device=device)
+        concatenated = module(FEATURES + DIM, UNITS, batch_first=True).to(device)
 
         def ours(model=model, inputs=inputs, thetas=thetas, lengths=lengths) -> Tensor:  # type: ignore[no-untyped-def]
             states: Tensor = model(inputs[None], thetas[:, None], lengths).states["hidden"]
@@ -100,8 +103,10 @@ def step_rows(rounds: int) -> list[dict[str, Any]]:
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for number in range(rounds + 1):
             for way, run in ways.items():
+                synchronise(device)
                 started = time.perf_counter()
                 run().sum().backward()
+                synchronise(device)
                 if number:  # the first round warms up
                     seconds[way].append(time.perf_counter() - started)
         count = MODELS * SEQUENCES * TIME
@@ -113,15 +118,24 @@ def step_rows(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def matrix_rate() -> float:
+def matrix_rate(device: torch.device) -> float:
     """Return floating-point operations per second of a large matrix product."""
-    matrix = torch.randn(2048, 2048)
+    size = 8192 if device.type == "cuda" else 2048
+    matrix = torch.randn(size, size, device=device)
     found = []
-    for _ in range(5):
+    for _ in range(6):
+        synchronise(device)
         started = time.perf_counter()
-        matrix @ matrix
-        found.append(2 * 2048**3 / (time.perf_counter() - started))
-    return statistics.median(found)
+        _ = matrix @ matrix
+        synchronise(device)
+        found.append(2 * size**3 / (time.perf_counter() - started))
+    return statistics.median(found[1:])
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for what the device has been given to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":

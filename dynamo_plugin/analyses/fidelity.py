@@ -10,7 +10,7 @@ import torch
 
 from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
 from dynamo_plugin.errors import InvalidInput
-from dynamo_plugin.training import Targets, compares_decisions, evaluate
+from dynamo_plugin.training import OwnReadouts, Targets, compares_decisions, evaluate
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -123,6 +123,11 @@ def fidelity(
     (Cotler et al. 2023, arXiv:2302.14078): thetas of networks that are not emulated
     say nothing about them.
 
+    The outputs of the meta-model come from one readout, which does not see theta. Where recurrent
+    networks were recorded at every step, `own_readout_agreement` is the agreement of what each
+    network's own readout makes of the emulated states V(h~), and `own_readout_r2` how much of the
+    network's outputs an affine readout explains: 1 where it is affine.
+
     Beside it stands a baseline: the same figure when all models of an output group are run at
     their mean theta, with their own state maps. What is above the baseline is what theta carries.
 
@@ -170,6 +175,7 @@ def fidelity(
         )
         for output in embedding.meta_model.spec.outputs
     }
+    readouts = OwnReadouts.find(targets, embedding.training_samples)
     own, shared = (
         evaluate(
             embedding.meta_model,
@@ -178,8 +184,9 @@ def fidelity(
             targets,
             chosen,
             decisions=decisions,
+            own_readouts=read_by,
         )
-        for thetas in (embedding.thetas, _group_means(embedding))
+        for thetas, read_by in ((embedding.thetas, readouts), (_group_means(embedding), None))
     )
     finite = own.hidden_r2.isfinite() & own.output_agreement.isfinite()
     if not bool((finite & shared.hidden_r2.isfinite()).all()):
@@ -201,6 +208,9 @@ def fidelity(
             "interpretable": own.hidden_r2.numpy() >= threshold,
         }
     )
+    if readouts is not None and own.own_agreement is not None:
+        table["own_readout_agreement"] = own.own_agreement.numpy()
+        table["own_readout_r2"] = readouts.r2.numpy()
     if len(own.stage_r2) > 1:
         for stage, values in own.stage_r2.items():
             table[f"hidden_r2_{stage}"] = values.numpy()

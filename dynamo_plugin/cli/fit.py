@@ -12,6 +12,7 @@ import typer
 
 from dynamo_plugin.cli._exit import ExitCode
 from dynamo_plugin.cli._options import parse_options
+from dynamo_plugin.errors import UnknownName, suggest
 
 __all__ = ["command"]
 
@@ -25,8 +26,14 @@ def command(
         Path, typer.Option("--output", "-o", help="Folder to write the embedding to.")
     ] = Path("embedding"),
     family: Annotated[str, typer.Option(help="Meta-model family.")] = "gru",
-    embedding_dim: Annotated[int, typer.Option(help="Length of theta.")] = 16,
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 500,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Settings that go together: paper, or aligned; others come on top."),
+    ] = None,
+    embedding_dim: Annotated[
+        str | None, typer.Option(help="Length of theta, or auto. [default: 16]")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: 500]")] = None,
     batch_size: Annotated[int, typer.Option(help="Sequences per step.")] = 32,
     hidden_loss: Annotated[str, typer.Option(help="Distance between hidden states.")] = "l2",
     output_loss: Annotated[
@@ -75,16 +82,22 @@ def command(
       dynamo-plugin fit population.zarr --output embedding
       dynamo-plugin fit population.zarr --steps 2000 --seed 1 --json
       dynamo-plugin fit population.zarr --set family_options='{"units": 256}' --set held_out=0.1
+      dynamo-plugin fit population.zarr --preset aligned
       dynamo-plugin fit population.zarr --resume
       torchrun --nproc-per-node 4 -m dynamo_plugin fit population.zarr
 
     Ctrl-C ends a fit after the step in hand and writes what it found; --resume --overwrite then
     makes the steps that are left.
     """
+    from dynamo_plugin.training.config import PRESETS
+
+    if preset is not None and preset not in PRESETS:
+        raise UnknownName(f"There is no preset {preset!r}. {suggest(preset, PRESETS)}")
+    chosen = {"embedding_dim": _dimension(embedding_dim), "steps": steps}
     settings: dict[str, Any] = {
+        **(PRESETS[preset] if preset is not None else {}),
+        **{name: value for name, value in chosen.items() if value is not None},
         "family": family,
-        "embedding_dim": embedding_dim,
-        "steps": steps,
         "batch_size": batch_size,
         "hidden_loss": hidden_loss,
         "output_loss": output_loss,
@@ -135,3 +148,7 @@ def command(
         typer.echo(json.dumps(summary, indent=2))
     else:
         typer.echo("\n".join(f"{name:26}{value}" for name, value in summary.items()))
+
+
+def _dimension(given: str | None) -> int | str | None:
+    return int(given) if given is not None and given.isdecimal() else given

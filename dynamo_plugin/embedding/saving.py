@@ -24,10 +24,9 @@ from dynamo_plugin.errors import (
     StoreNotFound,
     UnsupportedFormat,
 )
-from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import FitConfig
+from dynamo_plugin.training import FitConfig, make_state_maps
 from dynamo_plugin.types import InputSpec, OutputSpec, PopulationSpec, StageSpec
 
 __all__ = ["load_embedding", "require_writable", "save_embedding"]
@@ -227,22 +226,13 @@ def _assemble(
             for stage in document["spec"]["stages"]
         ),
     )
+    dim = tensors["thetas"].shape[1]
     family = get_registry().load("meta_model", config.family)
     with torch.random.fork_rng(devices=[]):  # the initial values are overwritten below
-        meta_model = family(spec, embedding_dim=config.embedding_dim, **config.family_options)
-        state_maps, common_maps = (
-            StageMaps(
-                kind,
-                meta_model.stage_units,
-                document["units"],
-                embedding_dim=config.embedding_dim,
-                solver=config.state_map_solver,
-            )
-            if kind is not None
-            else None
-            for kind in (config.state_map, "amortised" if config.alignment_weight > 0 else None)
+        meta_model = family(spec, embedding_dim=dim, **config.family_options)
+        state_maps, common_maps = make_state_maps(
+            config, meta_model.stage_units, document["units"], embedding_dim=dim
         )
-    assert state_maps is not None
     for prefix, module in (
         ("meta_model.", meta_model),
         ("state_maps.", state_maps),

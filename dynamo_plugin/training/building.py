@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.store import Population
 from dynamo_plugin.training.alignment import Alignment, align_states
 from dynamo_plugin.training.config import FitConfig
+from dynamo_plugin.training.dimension import dominant_components
 from dynamo_plugin.training.evaluation import compares_decisions
 from dynamo_plugin.training.objective import Objective, OutputTerm
 from dynamo_plugin.training.ranks import Ranks
@@ -24,7 +25,7 @@ from dynamo_plugin.training.targets import Targets
 from dynamo_plugin.training.token_responses import embed_token_responses
 from dynamo_plugin.types import OutputSpec, PopulationSpec
 
-__all__ = ["build", "choose_output_losses", "output_terms"]
+__all__ = ["build", "choose_output_losses", "make_state_maps", "output_terms"]
 
 
 def build(
@@ -51,8 +52,8 @@ def build(
     ranks
         The processes that share the models.
     start
-        Whether to look at the states for the values to start from. Without, all of them are zero or
-        drawn, to be replaced by those of a checkpoint.
+        Whether to look for rotations and a token embedding to start from; not needed where all
+        values are replaced by those of a checkpoint.
 
     Returns
     -------
@@ -73,45 +74,39 @@ def build(
     spec = population.population_spec
     if family.layered:
         spec = replace(spec, stages=tuple(stage.spec for stage in targets.stages))
+    shares = config.state_map == "amortised" or config.alignment_weight > 0
+    align = config.embedding_dim == "auto" or (start and shares)
+    found = _statistics(targets, training, config, align=align)
+    dim = _dimension(found, ranks) if config.embedding_dim == "auto" else config.embedding_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
-            meta_model: MetaModel = family(
-                spec, embedding_dim=config.embedding_dim, **config.family_options
-            )
+            meta_model: MetaModel = family(spec, embedding_dim=dim, **config.family_options)
         except TypeError as error:
             raise InvalidConfig(
                 f"The family {config.family!r} does not take these options "
                 f"({dict(config.family_options)}): {error}."
             ) from error
-        thetas = config.theta_std * torch.randn(len(population.ids), config.embedding_dim)
+        thetas = config.theta_std * torch.randn(len(population.ids), dim)
         units = {stage.name: stage.units for stage in targets.stages}
-        state_maps, common_maps = (
-            StageMaps(
-                kind,
-                meta_model.stage_units,
-                units,
-                embedding_dim=config.embedding_dim,
-                solver=config.state_map_solver,
-            )
-            if kind is not None
-            else None
-            for kind in (config.state_map, "amortised" if config.alignment_weight > 0 else None)
+        state_maps, common_maps = make_state_maps(
+            config, meta_model.stage_units, units, embedding_dim=dim
         )
-    assert state_maps is not None
-    if start:
-        scales = _set_statistics(targets, training, config, [state_maps, common_maps])
-        table = meta_model.token_embedding
-        if table is not None and config.token_init == "responses":
-            responses = embed_token_responses(
-                targets,
-                training,
-                scales,
-                vocabulary=table.num_embeddings,
-                token_dim=table.embedding_dim,
-                generator=torch.Generator().manual_seed(config.seed + 2),
-            )
-            table.weight.data.copy_(ranks.from_first(responses))
+    for maps_of in (state_maps, common_maps):
+        if maps_of is not None:
+            _set_statistics(maps_of, found, config)
+    table = meta_model.token_embedding
+    if start and table is not None and config.token_init == "responses":
+        own = ranks.own(len(population.ids))
+        responses = embed_token_responses(
+            targets,
+            training,
+            found[targets.stages[0].name].scale[own.start : own.stop],
+            vocabulary=table.num_embeddings,
+            token_dim=table.embedding_dim,
+            generator=torch.Generator().manual_seed(config.seed + 2),
+        )
+        table.weight.data.copy_(ranks.from_first(responses))
     outputs = output_terms(spec, losses, targets, training)
     objective = Objective(
         meta_model,
@@ -126,48 +121,101 @@ def build(
         config,
         family_options=options,
         output_loss=losses,
+        embedding_dim=dim,
         theta_learning_rate=config.theta_learning_rate or config.learning_rate,
     )
     return objective, targets, complete
 
 
-def _set_statistics(
-    targets: Targets, training: Tensor, config: FitConfig, all_maps: list[StageMaps | None]
-) -> Tensor:
-    """Set mean, scale and rotation of all maps; return the scales of the first stage.
+def make_state_maps(
+    config: FitConfig,
+    source_units: Mapping[str, int],
+    units: Mapping[str, Sequence[int]],
+    *,
+    embedding_dim: int,
+) -> tuple[StageMaps, StageMaps | None]:
+    """Return the state maps that settings ask for, and the maps that all models share, if any.
 
-    Those of this process's own models; the maps get those of all.
+    Parameters
+    ----------
+    config
+        The settings.
+    source_units
+        Stage to the width of the meta-model's states.
+    units
+        Stage to the number of units of every base model.
+    embedding_dim
+        Length of theta.
     """
-    first: Tensor | None = None
+
+    def make(kind: str) -> StageMaps:
+        solver = config.state_map_solver
+        return StageMaps(kind, source_units, units, embedding_dim=embedding_dim, solver=solver)
+
+    state_maps = make(config.state_map)
+    return state_maps, make("amortised") if config.alignment_weight else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Statistics:
+    """Of the states of all models at one stage."""
+
+    mean: Tensor
+    """(model, max units)."""
+    scale: Tensor
+    """(model,)."""
+    common_scale: Tensor
+    """(model,): the scale that makes states, padded to the widest model, of one size."""
+    rotations: Tensor
+    """(model, max units, max units); empty where nothing was aligned."""
+    deviations: Tensor
+    """See `Alignment`; empty likewise, and on all processes but the first."""
+
+
+def _statistics(
+    targets: Targets, training: Tensor, config: FitConfig, *, align: bool
+) -> dict[str, _Statistics]:
+    """Return the statistics of every stage, on all processes."""
+    found = {}
     for stage in targets.stages:
         models = len(stage.units)
-        own_mean, own_scales = targets.state_statistics(training, stage.name)
-        first = own_scales if first is None else first
-        mean, scales = (targets.ranks.gather(own, models) for own in (own_mean, own_scales))
-        for maps_of in all_maps:
-            if maps_of is not None:
-                maps_of[stage.name].mean.copy_(mean)
-                if config.hidden_scale == "variance":
-                    maps_of[stage.name].scale.copy_(scales)
-        aligned = [
-            maps
-            for maps_of in all_maps
-            if maps_of is not None and isinstance(maps := maps_of[stage.name], AmortisedStateMaps)
-        ]
-        if not aligned:
-            continue
-        # Where states are laid on each other, all must be of one size, padding included.
-        scales = scales * (torch.tensor(stage.units) / mean.shape[1]).sqrt()
-        rotations = torch.empty(models, mean.shape[1], mean.shape[1])
-        if targets.ranks.rank == 0:
-            rotations = _align(targets, training, mean, scales, stage.name, config).rotations
-        targets.ranks.from_first(rotations)
-        for maps in aligned:
-            maps.rotation.copy_(rotations)
-            if config.hidden_scale == "variance":
-                maps.scale.copy_(scales)
-    assert first is not None
-    return first
+        mean, scale = (
+            targets.ranks.gather(own, models)
+            for own in targets.state_statistics(training, stage.name)
+        )
+        widest = mean.shape[1]
+        common = scale * (torch.tensor(stage.units) / widest).sqrt()
+        rotations, deviations = torch.empty(0), torch.empty(0)
+        if align:
+            rotations = torch.empty(models, widest, widest)
+            if targets.ranks.rank == 0:
+                alignment = _align(targets, training, mean, common, stage.name, config)
+                rotations, deviations = alignment.rotations, alignment.deviations
+            targets.ranks.from_first(rotations)
+        found[stage.name] = _Statistics(mean, scale, common, rotations, deviations)
+    return found
+
+
+def _dimension(found: Mapping[str, _Statistics], ranks: Ranks) -> int:
+    """Return the number of dominant components of the deviations, stages counting alike."""
+    dims = torch.zeros(1, dtype=torch.int64)
+    if ranks.rank == 0:
+        own = [statistics.deviations for statistics in found.values()]
+        dims[0] = dominant_components(torch.stack([gram / gram.trace() for gram in own]).mean(0))
+    return int(ranks.from_first(dims))
+
+
+def _set_statistics(
+    maps_of: StageMaps, found: Mapping[str, _Statistics], config: FitConfig
+) -> None:
+    for stage, maps in maps_of.items():
+        statistics = found[stage]
+        aligned = isinstance(maps, AmortisedStateMaps)
+        maps.mean.copy_(statistics.mean)
+        if config.hidden_scale == "variance":
+            maps.scale.copy_(statistics.common_scale if aligned else statistics.scale)
+        if isinstance(maps, AmortisedStateMaps) and statistics.rotations.numel():
+            maps.rotation.copy_(statistics.rotations)
 
 
 def _align(

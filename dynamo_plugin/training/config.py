@@ -5,12 +5,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from dynamo_plugin.errors import InvalidConfig, suggest
 from dynamo_plugin.types import JSON
 
-__all__ = ["FitConfig"]
+__all__ = ["PRESETS", "FitConfig"]
+
+PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "paper": {
+        "embedding_dim": 16,
+        "state_map": "affine",
+        "state_map_solver": "gradient",
+        "alignment_weight": 0.0,
+        "token_init": "random",
+    },
+    "aligned": {
+        "embedding_dim": "auto",
+        "state_map": "affine",
+        "state_map_solver": "ridge",
+        "alignment_weight": 1.0,
+        "theta_learning_rate": 3e-2,
+        "steps": 300,
+    },
+}
+"""Settings that go together: `fit(population, **PRESETS["aligned"])`.
+
+- `paper`: the method as Cotler et al. 2023 (arXiv:2302.14078) have it. The defaults differ in the
+  start of the token embedding alone.
+- `aligned`: few dimensions, which say what most distinguishes the networks. Maps are solved, and a
+  second hidden loss on aligned states makes theta explain what free maps would absorb. Groups of
+  networks come out far more clearly, and outputs are emulated less well: one readout for all
+  networks cannot follow what is private to each without dimensions to tell them apart.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +48,9 @@ class FitConfig:
     """Registered name of the meta-model family."""
     family_options: Mapping[str, JSON] = field(default_factory=dict)
     """Keyword arguments of the family, for example {"units": 256}."""
-    embedding_dim: int = 16
-    """Length of theta."""
+    embedding_dim: int | Literal["auto"] = 16
+    """Length of theta. `auto`: as many as there are principal components of the networks' aligned
+    states that stand out, see `dominant_components`."""
     sites: tuple[str, ...] | None = None
     """Sites whose states are joined, unit by unit, into the hidden state; None for all."""
     state_map: str = "affine"
@@ -83,12 +111,14 @@ class FitConfig:
     """Decides the split, the initial values and the order of the batches."""
 
     def __post_init__(self) -> None:
-        for name in ("embedding_dim", "steps", "batch_size"):
+        for name in ("steps", "batch_size"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        if self.models_per_step is not None:
-            self._require("models_per_step", self.models_per_step >= 1, "at least 1, or None")
-        if self.patience is not None:
-            self._require("patience", self.patience >= 1, "at least 1, or None")
+        for name in ("models_per_step", "patience"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 1, "at least 1, or None")
+        dim = self.embedding_dim
+        fits = dim >= 1 if isinstance(dim, int) else dim == "auto"
+        self._require("embedding_dim", fits, "at least 1, or 'auto'")
         for name in ("min_improvement", "min_theta_movement"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("learning_rate", "clip", "theta_std"):

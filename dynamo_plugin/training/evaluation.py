@@ -12,8 +12,10 @@ from torch import Tensor
 from dynamo_plugin.metamodels import StageMaps
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.registry.interfaces import MetaModel
+from dynamo_plugin.training.own_readouts import OwnReadouts
+from dynamo_plugin.training.stages import HIDDEN
 from dynamo_plugin.training.targets import TargetBatch, Targets
-from dynamo_plugin.types import Trajectory
+from dynamo_plugin.types import OutputSpec, Trajectory
 
 __all__ = ["Evaluation", "compares_decisions", "evaluate"]
 
@@ -33,6 +35,8 @@ class Evaluation:
     output_agreement: Tensor
     """(model,) float64. Logits: share of outputs where base model and emulation decide alike.
     Real outputs: the coefficient of determination of the emulated outputs."""
+    own_agreement: Tensor | None
+    """The same of outputs that the base models' own readouts give from V(h~); None without."""
 
 
 def compares_decisions(output_loss: str) -> bool:
@@ -61,6 +65,7 @@ def evaluate(
     *,
     decisions: Mapping[str, bool],
     observe: Callable[[TargetBatch, Trajectory, Tensor], None] | None = None,
+    own_readouts: OwnReadouts | None = None,
 ) -> Evaluation:
     """Run every theta on some samples and compare with what the base models did.
 
@@ -79,6 +84,8 @@ def evaluate(
         numbers.
     observe
         Is shown every batch, what the meta-model did on it, and the indices of its models.
+    own_readouts
+        Those of the base models, whose outputs from emulated states are compared too.
 
     Returns
     -------
@@ -87,13 +94,10 @@ def evaluate(
     """
     outputs = {output.group: output for output in meta_model.spec.outputs}
     hidden = {stage: _Residuals(len(maps), maps.widest) for stage, maps in state_maps.items()}
-    real = {
-        group: _Residuals(len(thetas), math.prod(spec.shape))
-        for group, spec in outputs.items()
-        if not decisions[group]
+    answers = {
+        group: _Answers(len(thetas), spec, decisions[group]) for group, spec in outputs.items()
     }
-    agree = torch.zeros(len(thetas), dtype=torch.float64)
-    decided = torch.zeros(len(thetas), dtype=torch.float64)
+    own = {group: _Answers(len(thetas), spec, decisions[group]) for group, spec in outputs.items()}
     for models in torch.arange(len(thetas)).split(64):
         for chunk in samples.split(max(ROWS_PER_BATCH // len(models), 1)):
             batch = targets.batch(models, chunk)
@@ -101,34 +105,64 @@ def evaluate(
             trajectory = meta_model(batch.inputs[None], thetas[here][:, None], batch.lengths[None])
             if observe is not None:
                 observe(batch, trajectory, here)
-            steps = batch.real_steps
+            mapped = {}
             for stage, maps in state_maps.items():
                 units = maps.target_units[here].view(len(models), 1, 1, -1)
+                mapped[stage] = maps(trajectory.states[stage], here, thetas[here])
                 hidden[stage].add(
                     models,
                     maps.normalise(batch.states[stage], here),
-                    maps(trajectory.states[stage], here, thetas[here]),
+                    mapped[stage],
                     batch.masks[stage][..., None] & units,
                 )
             for group, (positions, target) in batch.outputs.items():
                 emulated = trajectory.outputs[group][positions]
-                if outputs[group].axis == "time":
-                    emulated, mask = emulated.flatten(3), steps
-                else:
-                    emulated, mask = emulated.flatten(2)[:, :, None], torch.ones_like(steps[:, :1])
-                rows = models[positions.cpu()]
-                if decisions[group]:
-                    same = (_decide(emulated) == _decide(target)) & mask
-                    agree[rows] += same.sum((1, 2)).cpu().double()
-                    decided[rows] += float(mask.sum())
-                else:
-                    real[group].add(rows, target, emulated, mask[None, ..., None])
-    agreement = agree / decided.clamp(min=1)
-    for residuals in real.values():
-        seen = residuals.count.sum(-1) > 0
-        agreement[seen] = residuals.r2()[seen]
+                answers[group].add(models[positions.cpu()], target, emulated, batch.real_steps)
+            if own_readouts is not None:
+                states = state_maps[HIDDEN].restore(mapped[HIDDEN], here)
+                for group, emulated in own_readouts.read(states, batch, here).items():
+                    positions, target = batch.outputs[group]
+                    own[group].add(models[positions.cpu()], target, emulated, batch.real_steps)
     stages = {stage: residuals.r2() for stage, residuals in hidden.items()}
-    return Evaluation(torch.stack(list(stages.values())).mean(0), stages, agreement)
+    return Evaluation(
+        torch.stack(list(stages.values())).mean(0),
+        stages,
+        sum((one.agreement() for one in answers.values()), torch.zeros(())),
+        sum((one.agreement() for one in own.values()), torch.zeros(()))
+        if own_readouts is not None
+        else None,
+    )
+
+
+class _Answers:
+    """Compares the outputs of one output group, those of each model apart."""
+
+    def __init__(self, models: int, spec: OutputSpec, decisions: bool) -> None:  # noqa: FBT001
+        self.spec = spec
+        self.decisions = decisions
+        self.agree = torch.zeros(models, dtype=torch.float64)
+        self.decided = torch.zeros(models, dtype=torch.float64)
+        self.residuals = _Residuals(models, math.prod(spec.shape))
+
+    def add(self, models: Tensor, target: Tensor, emulated: Tensor, steps: Tensor) -> None:
+        """Join a batch: (model, sample, time, size) targets, emulated outputs as they come."""
+        if self.spec.axis == "time":
+            emulated, mask = emulated.flatten(3), steps
+        else:
+            emulated, mask = emulated.flatten(2)[:, :, None], torch.ones_like(steps[:, :1])
+        if self.decisions:
+            same = (_decide(emulated) == _decide(target)) & mask
+            self.agree[models] += same.sum((1, 2)).cpu().double()
+            self.decided[models] += float(mask.sum())
+        else:
+            self.residuals.add(models, target, emulated, mask[None, ..., None])
+
+    def agreement(self) -> Tensor:
+        """Return (model,); zero for models of other groups."""
+        if self.decisions:
+            return self.agree / self.decided.clamp(min=1)
+        seen = self.residuals.count.sum(-1) > 0
+        return self.residuals.r2().where(seen, 0.0)
 
 
 class _Residuals:

@@ -21,6 +21,9 @@ __all__ = ["TargetBatch", "Targets"]
 IN_MEMORY_BYTES = 4 * 2**30
 """Above this size, the states of a population stay in the store and are read batch by batch."""
 
+DEVICE_SHARE = 0.4
+"""Up to this share of the free memory of an accelerator, they are kept there."""
+
 SAMPLES_PER_READ = 256
 """Samples read at once where a whole model is passed through."""
 
@@ -39,6 +42,8 @@ class TargetBatch:
     this is another."""
     masks: Mapping[str, Tensor]
     """Stage to (1 or model, sample, row) boolean: where there is a state to compare with."""
+    output_axes: Mapping[str, str]
+    """Output group to `sample` or `time`: whether there is one output, or one per step."""
     outputs: Mapping[str, tuple[Tensor, Tensor]]
     """Output group to (positions, values): which rows of the batch's models belong to the group,
     (member,) int64, and their outputs, (member, sample, time, size), one time step for outputs
@@ -105,13 +110,22 @@ class Targets:
             for stage in self.stages
         }
         size = sum(reader.bytes for reader in self._readers.values())
-        if in_memory and size <= IN_MEMORY_BYTES:
+        place = self._place_for(size) if in_memory else None
+        if place is not None:
             for reader in self._readers.values():
-                reader.load()
+                reader.load(place)
         self._outputs = {
             group: torch.stack([self._load_outputs(model) for model in members])
             for group, members in self.groups.items()
         }
+
+    def _place_for(self, size: int) -> torch.device | None:
+        """Return where states of so many bytes are kept; None if they stay in the store."""
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if size <= DEVICE_SHARE * free:
+                return self.device
+        return torch.device("cpu") if size <= IN_MEMORY_BYTES else None
 
     def units(self, stage: str) -> tuple[int, ...]:
         """Return the number of units of every model at a stage."""
@@ -162,7 +176,12 @@ class Targets:
                 taken = stored[:, samples].unsqueeze(2)
             outputs[group] = (torch.tensor(positions, device=self.device), taken.to(self.device))
         return TargetBatch(
-            inputs.values.to(self.device), inputs.lengths.to(self.device), states, masks, outputs
+            inputs.values.to(self.device),
+            inputs.lengths.to(self.device),
+            states,
+            masks,
+            self._axis,
+            outputs,
         )
 
     def state_statistics(self, samples: Tensor, stage: str) -> tuple[Tensor, Tensor]:
@@ -256,16 +275,18 @@ class _StageReader:
         self.bytes = 4 * len(self.ids) * int(self.offsets[-1]) * self.widest
         self._states: Tensor | None = None
 
-    def load(self) -> None:
-        """Keep all states in memory."""
-        states = torch.zeros(len(self.ids), int(self.offsets[-1]), self.widest)
+    def load(self, place: torch.device) -> None:
+        """Keep all states in memory, there."""
+        states = torch.zeros(len(self.ids), int(self.offsets[-1]), self.widest, device=place)
         begins = self.offsets[:-1].repeat_interleave(self.lengths)
         steps = torch.arange(len(begins)) - begins
         for model, (units, every) in enumerate(
             zip(self.stage.units, self.every.tolist(), strict=True)
         ):
-            kept = slice(None) if every == 1 else steps % every == 0
-            states[model, kept, :units] = torch.from_numpy(self.flat(model, None))
+            kept = steps % every == 0
+            states[model, kept.to(place), :units] = torch.from_numpy(self.flat(model, None)).to(
+                place
+            )
         self._states = states
 
     def read(self, models: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,10 +298,12 @@ class _StageReader:
             mask = mask & (steps % self.every[models][:, None, None] == 0)
         if self._states is not None:
             whole = len(models) == len(self._states) and bool((models.diff() == 1).all())
-            chosen = self._states if whole else self._states[models]
-            states = chosen[:, rows.flatten()].unflatten(1, rows.shape)
+            place = self._states.device
+            chosen = self._states if whole else self._states[models.to(place)]
+            states = chosen[:, rows.flatten().to(place)].unflatten(1, rows.shape)
             if not bool(real.all()):
-                states *= real[None, ..., None]  # at steps that were not stored, zero already
+                # At steps that were not stored, zero already.
+                states *= real[None, ..., None].to(place)
             return states, mask
         states = torch.zeros(len(models), *rows.shape, self.widest)
         own = mask.expand(len(models), -1, -1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -130,6 +130,8 @@ class Trainer:
             len(population.sample_ids), held_out=config.held_out, seed=config.seed
         )
         latest = None if checkpoints is None else checkpoints.latest
+        if latest is not None:
+            config = replace(config, embedding_dim=latest.tensors["objective.thetas"].shape[1])
         self._whole, self._targets, self.config = build(
             population,
             self.training_samples,

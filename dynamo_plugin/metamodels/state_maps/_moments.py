@@ -124,14 +124,16 @@ class Moments(nn.Module):
 def ridge(features: Tensor, products: Tensor, penalty: float) -> Tensor:
     """Return (model, feature, target): the ridge solution, penalty times the mean diagonal.
 
-    Hoerl and Kennard 1970 (doi:10.1080/00401706.1970.10488634).
+    Hoerl and Kennard 1970 (doi:10.1080/00401706.1970.10488634). NaN where moments are not finite.
     """
     diagonal = features.diagonal(dim1=-2, dim2=-1).mean(-1)
     strength = penalty * diagonal.clamp(min=torch.finfo(features.dtype).tiny)
     regular = features + torch.diag_embed(strength[..., None].expand(features.shape[:-1]))
     factor, info = torch.linalg.cholesky_ex(regular)
-    if bool((info > 0).any()):  # rounding in single precision; the eigenvalues tell by how much
-        exact: Tensor = torch.linalg.lstsq(regular.double(), products.double()).solution
-        return exact.to(products.dtype)
     solution: Tensor = torch.cholesky_solve(products, factor)
+    if bool((info > 0).any()):  # rounding in single precision, or not finite at all
+        finite = (regular.isfinite().all(-1) & products.isfinite().all(-1)).all(-1)
+        exact = torch.linalg.lstsq(regular[finite].double(), products[finite].double()).solution
+        solution = torch.full_like(solution, torch.nan)
+        solution[finite] = exact.to(solution.dtype)
     return solution

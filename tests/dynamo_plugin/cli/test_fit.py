@@ -82,8 +82,26 @@ def test_a_log_gets_few_lines_of_progress(store: Path, tmp_path: Path) -> None:
 def test_defaults_are_those_of_the_library() -> None:
     defaults = FitConfig()
     for name, parameter in inspect.signature(fit.command).parameters.items():
-        if hasattr(defaults, name):
+        # Those that a preset may set are None, and their help says what then holds.
+        if hasattr(defaults, name) and parameter.default is not None:
             assert parameter.default == getattr(defaults, name), name
+    text = " ".join(CliRunner().invoke(app, ["fit", "--help"]).stdout.split())
+    assert f"[default: {defaults.embedding_dim}]" in text
+    assert f"[default: {defaults.steps}]" in text
+
+
+def test_a_preset_and_what_comes_on_top(store: Path, tmp_path: Path) -> None:
+    small = ("--set", 'family_options={"units": 4}', "--quiet")
+    found = run(store, "--output", tmp_path / "e", "--preset", "aligned", "--steps", 3, *small)
+    assert found.exit_code == ExitCode.OK, found.stderr
+    config = dp.load_embedding(tmp_path / "e").config
+    assert (config.state_map_solver, config.alignment_weight, config.steps) == ("ridge", 1.0, 3)
+    assert isinstance(config.embedding_dim, int)
+    auto = run(store, "--output", tmp_path / "f", "--embedding-dim", "auto", "--steps", 1, *small)
+    assert auto.exit_code == ExitCode.OK, auto.stderr
+    wrong = run(store, "--output", tmp_path / "g", "--preset", "alinged")
+    assert wrong.exit_code == ExitCode.ERROR
+    assert "Did you mean 'aligned'" in wrong.stderr
 
 
 @pytest.mark.usefixtures("ctrl_c")

@@ -160,3 +160,18 @@ def test_what_cannot_be_inserted(
         )
         with pytest.raises(InvalidInput, match=words):
             embedding.insert(population, progress=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator")
+@pytest.mark.parametrize("variant", SETTINGS)
+def test_an_accelerator_inserts(places: tuple[Path, Path], variant: str) -> None:
+    embedding = _fitted(places, **SETTINGS[variant])
+    new, accelerator = open_population(places[1]), torch.accelerator.current_accelerator()
+    assert accelerator is not None
+    there = embedding.insert(new, device=accelerator, progress=False)
+    here = embedding.insert(new, device="cpu", progress=False)
+    assert there.thetas.device.type == "cpu"
+    for found in (there, here):
+        fidelity = analyse("fidelity", found).to_dataframe()["hidden_r2"]
+        assert fidelity.iloc[-2:].min() > fidelity.iloc[:-2].min() - 0.05

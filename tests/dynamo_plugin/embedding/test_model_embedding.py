@@ -13,7 +13,7 @@ import torch
 
 from dynamo_plugin.embedding import ModelEmbedding, fit
 from dynamo_plugin.errors import InvalidInput, UnknownName
-from dynamo_plugin.metamodels import AffineStateMaps
+from dynamo_plugin.metamodels import AffineStateMaps, AmortisedStateMaps
 from dynamo_plugin.store import Population
 
 
@@ -133,6 +133,35 @@ def test_theta_distances_are_euclidean(embedding: ModelEmbedding) -> None:
     difference = embedding.thetas[0] - embedding.thetas[2]
     assert frame.loc["gru/1", "lstm-ä"] == pytest.approx(difference.norm().item(), rel=1e-6)
     pd.testing.assert_frame_equal(frame, frame.T)
+
+
+def test_functional_distances_are_between_aligned_states(population: Population) -> None:
+    embedding = fit(
+        population,
+        device="cpu",
+        embedding_dim=2,
+        steps=5,
+        theta_std=1.0,
+        alignment_weight=1.0,
+        family_options={"units": 8, "token_dim": 3},
+        progress=False,
+    )
+    assert embedding.common_maps is not None
+    maps = embedding.common_maps["hidden"]
+    assert isinstance(maps, AmortisedStateMaps)
+    squared, steps = 0.0, 0
+    for sample in embedding.held_out_samples.tolist():
+        batch = population.inputs.batch([sample])
+        aligned = []
+        for model in ("gru/1", "gru 2"):
+            theta = embedding.theta(model)
+            states = embedding.meta_model(batch.values, theta, batch.lengths).states["hidden"]
+            matrix = maps.weight[0] + theta[0] * maps.weight[1] + theta[1] * maps.weight[2]
+            aligned.append(states @ matrix[:, :-1].T + matrix[:, -1])
+        squared += float((aligned[0] - aligned[1]).square().mean(-1).sum())
+        steps += int(batch.lengths)
+    found = embedding.distances("functional").loc["gru/1", "gru 2"]
+    assert found == pytest.approx((squared / steps) ** 0.5, rel=1e-4)
 
 
 def test_functional_distances_match_a_plain_loop(embedding: ModelEmbedding) -> None:

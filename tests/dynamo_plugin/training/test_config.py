@@ -25,7 +25,7 @@ def test_round_trip_through_json() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"embedding_dim": 0}, "embedding_dim must be at least 1, got 0"),
+        ({"embedding_dim": 0}, "embedding_dim must be at least 1, or 'auto', got 0"),
         ({"steps": -1}, "steps must be at least 1"),
         ({"held_out": 1.0}, "held_out must be between 0 and 1"),
         ({"learning_rate": 0}, "learning_rate must be above 0"),

@@ -30,7 +30,7 @@ BASE: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "learned": {},
-    "solved": {"state_map_solver": "ridge", "alignment_weight": 1.0},
+    "solved": {"state_map_solver": "ridge", "alignment_weight": 1.0, "embedding_dim": "auto"},
     "one by one": {"state_map": "amortised", "state_map_solver": "ridge", "models_per_step": 1},
 }
 
@@ -54,7 +54,7 @@ def stored(
 
 
 def _fit(stored: Path, **settings: Any) -> ModelEmbedding:
-    return fit(open_population(stored), device="cpu", progress=False, **{**BASE, **settings})
+    return fit(open_population(stored), **{"device": "cpu", "progress": False, **BASE, **settings})
 
 
 def _require_equal(one: ModelEmbedding, other: ModelEmbedding) -> None:
@@ -170,7 +170,7 @@ def _torchrun(stored: Path, folder: Path, variant: str, stop: int = 0) -> None:
         ],
         check=True,
         timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(folder)},
     )
 
 
@@ -218,20 +218,55 @@ def test_what_a_callback_raises_comes_out(stored: Path, tmp_path: Path) -> None:
     _require_equal(_fit(stored, checkpoints=tmp_path, resume=True), _fit(stored))
 
 
-def test_divergence_leaves_the_checkpoints_before_it(stored: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("variant", ["learned", "solved"])
+def test_divergence_leaves_the_checkpoints_before_it(
+    stored: Path, tmp_path: Path, variant: str
+) -> None:
+    settings = {**VARIANTS[variant], "output_weight": 0.0}
+
     class Poison(Callback):
         def step(self, fit: Trainer) -> None:
             if fit.step == 21:
                 fit._objective.thetas.data[1] = torch.nan
 
     with pytest.raises(DivergedFit, match=r"at step 22 \(models b;"):
-        _fit(stored, checkpoints=tmp_path, callbacks=[Poison()], output_weight=0.0)
-    _require_equal(
-        _fit(stored, checkpoints=tmp_path, resume=True, output_weight=0.0),
-        _fit(stored, output_weight=0.0),
-    )
+        _fit(stored, checkpoints=tmp_path, callbacks=[Poison()], **settings)
+    resumed = _fit(stored, checkpoints=tmp_path, resume=True, **settings)
+    _require_equal(resumed, _fit(stored, **settings))
 
 
 def test_resuming_needs_a_place(stored: Path) -> None:
     with pytest.raises(InvalidInput, match="say where"):
         _fit(stored, resume=True)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="there is no accelerator")
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_accelerator_stops_and_resumes(stored: Path, tmp_path: Path, variant: str) -> None:
+    accelerator = torch.accelerator.current_accelerator()
+    here = _fit(stored, **VARIANTS[variant])
+    with pytest.warns(UserWarning, match="interrupted after 16 of 100 steps"):
+        there = _fit(
+            stored,
+            device=accelerator,
+            checkpoints=tmp_path,
+            callbacks=[Stop(16)],
+            **VARIANTS[variant],
+        )
+    assert there.stopped == "interrupted"
+    there = _fit(stored, device=accelerator, checkpoints=tmp_path, resume=True, **VARIANTS[variant])
+    assert there.thetas.device.type == "cpu"
+    assert there.history["loss"].iloc[-1] == pytest.approx(here.history["loss"].iloc[-1], rel=0.05)
+    assert (there.history["step"] == here.history["step"]).all()
+
+
+class Stop(Callback):
+    """Ends a fit after a step as Ctrl-C does."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def step(self, fit: Trainer) -> None:
+        if fit.step == self.at:
+            fit.stop("interrupted")
