@@ -14,10 +14,13 @@ from dynamo_plugin.registry import get_registry
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.training.targets import Targets
 
-__all__ = ["Evaluation", "compares_decisions", "evaluate"]
+__all__ = ["Evaluation", "compares_decisions", "evaluate", "samples_per_batch"]
 
-ROWS_PER_BATCH = 2048
-"""Model-sample pairs that run at once."""
+PAIRS_PER_BATCH = 2048
+"""Most pairs of a model and a sample that run at once."""
+
+ROWS_PER_BATCH = 400_000
+"""Most rows of states that they have together, over all stages: feature maps have many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,12 @@ class Evaluation:
     output_agreement: Tensor
     """(model,) float64. Logits: share of outputs where base model and emulation decide alike.
     Real outputs: the coefficient of determination of the emulated outputs."""
+
+
+def samples_per_batch(targets: Targets, samples: Tensor, *, models: int) -> int:
+    """Return how many of some samples so many models can run on at once in bounded memory."""
+    rows = targets.rows_per_sample(samples)
+    return max(min(PAIRS_PER_BATCH, ROWS_PER_BATCH // rows) // models, 1)
 
 
 def compares_decisions(output_loss: str) -> bool:
@@ -91,7 +100,7 @@ def evaluate(
     agree = torch.zeros(len(thetas), dtype=torch.float64)
     decided = torch.zeros(len(thetas), dtype=torch.float64)
     for models in torch.arange(len(thetas)).split(64):
-        for chunk in samples.split(max(ROWS_PER_BATCH // len(models), 1)):
+        for chunk in samples.split(samples_per_batch(targets, samples, models=len(models))):
             batch = targets.batch(models, chunk)
             here = models.to(thetas.device)
             trajectory = meta_model(batch.inputs[None], thetas[here][:, None], batch.lengths[None])
