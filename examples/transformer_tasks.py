@@ -187,7 +187,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=16, help="length of a sequence")
     parser.add_argument("--network-steps", type=int, default=800, help="updates of a network")
     parser.add_argument("--capture", type=int, default=1000, help="sequences to capture on")
-    parser.add_argument("--meta-units", type=int, default=64, help="width of the meta-model")
+    parser.add_argument("--meta-units", type=int, default=128, help="width of the meta-model")
     parser.add_argument("--steps", type=int, default=500, help="updates of the meta-model")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of dp.fit"

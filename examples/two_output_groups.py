@@ -5,15 +5,20 @@ al. 2015, arXiv:1509.01626: four classes). All are captured on texts of both kin
 meta-model emulates them all, with one readout per output group. A theta is then a network that can
 be asked both questions; that of the average network of each group is, at the end.
 
+Two variants are fitted. `free`: the default settings, where every network has a state map of its
+own; one state can then serve both questions, and theta need not tell the tasks apart. `aligned`:
+beside that, one map for all networks has to explain their states, laid on each other beforehand
+(alignment_weight=1, embedding_dim=4), which theta has to make possible.
+
     python examples/two_output_groups.py --data FOLDER
     python examples/two_output_groups.py --data FOLDER --seeds 0 1 2 --json rows.json
-    python examples/two_output_groups.py --data FOLDER --set alignment_weight=1 embedding_dim=8
+    python examples/two_output_groups.py --data FOLDER --variants free --set hidden_loss=l1
 
 The folder has imdb.parquet and ag_news.parquet, with the columns split ("train" or "test"), label
-and text. The first table shows, per output group, held-out hidden R2 and agreement of decisions;
-the second what the average thetas answer to test texts under either readout; the last the
-silhouette of the groups for every kind of distance, beside those of pairwise comparison. Needs the
-`data` extra: pip install "dynamo-plugin[data]".
+and text. Per variant, the first table shows held-out hidden R2 and agreement of decisions by output
+group, the second what the average thetas answer to test texts under either readout. The last shows
+the silhouette of the groups for every kind of distance, beside those of pairwise comparison. Needs
+the `data` extra: pip install "dynamo-plugin[data]".
 """
 
 from __future__ import annotations
@@ -38,6 +43,12 @@ from dynamo_plugin.tasks import RecurrentNetwork, StackedRecurrent, accuracy, tr
 FILES = {"reviews": "imdb.parquet", "news": "ag_news.parquet"}
 """Output group to the texts that its networks learn from."""
 
+VARIANTS: dict[str, dict[str, Any]] = {
+    "free": {},
+    "aligned": {"alignment_weight": 1.0, "embedding_dim": 4, "state_map_solver": "ridge"},
+}
+"""Settings of the fits, by name."""
+
 TESTED = 1000
 """Test texts of each kind."""
 
@@ -56,14 +67,14 @@ class Texts:
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
-    rows = [run(arguments, seed) for seed in arguments.seeds]
-    show(rows)
+    rows = [row for seed in arguments.seeds for row in run(arguments, seed)]
+    show([{name: value for name, value in row.items() if name != "answers"} for row in rows])
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
 
-def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train, capture, embed and ask for one seed."""
+def run(arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Train, capture, embed and ask for one seed; return one row per variant."""
     folder = arguments.output / f"seed-{seed}"
     started = time.perf_counter()
     texts = {group: read_texts(arguments.data / file, seed) for group, file in FILES.items()}
@@ -91,24 +102,41 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
         overwrite=arguments.overwrite,
         progress=False,
     )
-    settings = {"steps": arguments.steps, "seed": seed, **read_settings(arguments.set)}
-    found, embedding = fitted_row(population, folder, overwrite=arguments.overwrite, **settings)
-    fidelity = dp.analyse("fidelity", embedding).to_dataframe()
-    columns = ["hidden_r2", "hidden_r2_mean_theta", "output_agreement"]
-    print(fidelity.groupby("output_group")[columns].mean().to_string(float_format="%.3f"))
-    answers = ask_averages(embedding, texts, vocabulary, arguments)
-    print(answers.to_string(index=False, float_format="%.3f"), end="\n\n", flush=True)
-    agreement = fidelity.groupby("output_group")["output_agreement"].mean()
     scores = metadata.groupby("group")["accuracy"].mean()
-    return {
-        "seed": seed,
-        "train_s": trained - started,
-        **{f"accuracy {group}": float(scores[group]) for group in FILES},
-        **{f"agree {group}": float(agreement[group]) for group in FILES},
-        **found,
-        **pairwise_row(population),
-        "answers": answers.to_dict("records"),
-    }
+    peers = pairwise_row(population)
+    made = []
+    for variant in arguments.variants:
+        settings = {
+            **VARIANTS[variant],
+            "steps": arguments.steps,
+            "seed": seed,
+            **read_settings(arguments.set),
+        }
+        found, embedding = fitted_row(
+            population, folder / variant, overwrite=arguments.overwrite, **settings
+        )
+        fidelity = dp.analyse("fidelity", embedding).to_dataframe()
+        columns = ["hidden_r2", "hidden_r2_mean_theta", "output_agreement"]
+        by_group = fidelity.groupby("output_group")[columns].mean()
+        answers = ask_averages(embedding, texts, vocabulary, arguments)
+        print(f"{variant}\n{by_group.to_string(float_format='%.3f')}")
+        print(answers.to_string(index=False, float_format="%.3f"), end="\n\n", flush=True)
+        made.append(
+            {
+                "seed": seed,
+                "variant": variant,
+                "train_s": trained - started,
+                **{f"accuracy {group}": float(scores[group]) for group in FILES},
+                **{
+                    f"agree {group}": float(by_group.loc[group, "output_agreement"])
+                    for group in FILES
+                },
+                **found,
+                **peers,
+                "answers": answers.to_dict("records"),
+            }
+        )
+    return made
 
 
 def read_texts(path: Path, seed: int) -> Texts:
@@ -224,6 +252,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=80, help="words kept, from the end")
     parser.add_argument("--network-steps", type=int, default=600, help="updates of a network")
     parser.add_argument("--capture", type=int, default=2000, help="texts to capture on")
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--steps", type=int, default=500, help="updates of the meta-model")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of dp.fit"

@@ -130,7 +130,9 @@ def _patterns(tmp_path: Path) -> Path:
     return tmp_path / "images.parquet"
 
 
-@pytest.mark.parametrize("condition", ["augmentation", "size"])
+@pytest.mark.parametrize(
+    "condition", ["augmentation", pytest.param("size", marks=pytest.mark.slow)]
+)
 def test_cifar_resnets_on_images_made_here(tmp_path: Path, condition: str) -> None:
     rows = _run(
         "cifar_resnets.py",
@@ -142,7 +144,7 @@ def test_cifar_resnets_on_images_made_here(tmp_path: Path, condition: str) -> No
     )
     assert [(row["loss"], row["lambda"]) for row in rows] == [("l1", 0), ("l1", 1)]
     for row in rows:
-        assert row["r2"] > 0.5
+        assert row["r2"] > 0.3
         assert {"theta", "pullback", "functional", "cka", "procrustes"} <= set(row)
         embedding = _check_kept(
             tmp_path / "results" / f"{condition}-0" / f"l1-{row['lambda']:g}", 4
@@ -156,13 +158,14 @@ def test_transformer_tasks(tmp_path: Path) -> None:
         "transformer_tasks.py",
         tmp_path,
         *("--networks", "2", "--units", "8", "--vocabulary", "4", "--tokens", "6"),
-        *("--network-steps", "60", "--capture", "80", "--steps", "60"),
+        *("--network-steps", "60", "--capture", "80", "--steps", "60", "--seeds", "3"),
         *("--meta-units", "16", "--set", "embedding_dim=2"),
     )
     assert [row["condition"] for row in rows] == ["tasks", "null"]
-    assert rows[0]["r2"] > 0.4
-    assert rows[0]["cka"] > 0.2
-    _check_kept(tmp_path / "results" / "tasks-0", 4)
+    for row in rows:
+        assert row["r2"] > 0.4
+        assert row["seed"] == 3
+        _check_kept(tmp_path / "results" / f"{row['condition']}-3", 4)
 
 
 def test_the_tasks_of_transformers_are_what_they_are_called() -> None:
@@ -185,7 +188,7 @@ def test_two_output_groups_on_texts_made_here(tmp_path: Path) -> None:
         frame.assign(split=["train"] * 300 + ["test"] * 100).to_parquet(
             tmp_path / f"{name}.parquet"
         )
-    (row,) = _run(
+    rows = _run(
         "two_output_groups.py",
         tmp_path,
         *("--data", str(tmp_path), "--networks", "2", "--units", "16", "--token-dim", "4"),
@@ -195,17 +198,21 @@ def test_two_output_groups_on_texts_made_here(tmp_path: Path) -> None:
             "8",
         ),
     )
-    assert row["accuracy reviews"] > 0.8
-    assert row["r2"] > 0.4
-    answers = {(a["mean theta of"], a["asked about"]): a["accuracy"] for a in row["answers"]}
-    assert answers["reviews", "reviews"] > 0.7
-    assert answers["news", "news"] > 0.5
-    embedding = _check_kept(tmp_path / "results" / "seed-0", 4)
-    shapes = {
-        group: embedding.render(embedding.thetas[0], output_group=group)(torch.tensor([[1]])).shape
-        for group in ("reviews", "news")
-    }
-    assert shapes == {"reviews": (1, 2), "news": (1, 4)}
+    assert [row["variant"] for row in rows] == ["free", "aligned"]
+    for row in rows:
+        assert row["accuracy reviews"] > 0.8
+        assert row["r2"] > 0.4
+        answers = {(a["mean theta of"], a["asked about"]): a["accuracy"] for a in row["answers"]}
+        assert answers["reviews", "reviews"] > 0.7
+        assert answers["news", "news"] > 0.5
+        embedding = _check_kept(tmp_path / "results" / "seed-0" / row["variant"], 4)
+        theta = embedding.thetas[0]
+        shapes = {
+            group: embedding.render(theta, output_group=group)(torch.tensor([[1]])).shape
+            for group in ("reviews", "news")
+        }
+        assert shapes == {"reviews": (1, 2), "news": (1, 4)}
+    assert embedding.config.alignment_weight == 1
 
 
 def test_strong_augmentation_keeps_images_images() -> None:
@@ -246,3 +253,44 @@ def _namespace(script: str) -> dict[str, Any]:
         return runpy.run_path(str(EXAMPLES / script))
     finally:
         sys.path.remove(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_transformer_tasks_are_told_apart(tmp_path: Path) -> None:
+    tasks, null = _run("transformer_tasks.py", tmp_path)
+    assert tasks["accuracy"] > 0.95
+    assert tasks["r2"] > 0.85
+    assert tasks["agree"] > 0.95
+    assert tasks["k-means"] == 1
+    assert tasks["theta"] > 0.5
+    assert null["p"] > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(DATA is None, reason="DYNAMO_DATA does not say where the real data is")
+def test_cifar_resnets_on_the_real_images(tmp_path: Path) -> None:
+    data = Path(str(DATA)) / "cifar10_subset.parquet"
+    with_outputs, without = _run(
+        "cifar_resnets.py", tmp_path, "--data", str(data), "--hidden-losses", "l2"
+    )
+    assert with_outputs["r2"] > 0.6
+    assert with_outputs["agree"] > 0.6
+    assert without["r2"] > 0.68
+    for row in (with_outputs, without):
+        assert row["k-means"] == 1
+        assert row["theta"] > row["cka"] > row["procrustes"]
+
+
+@pytest.mark.slow
+@pytest.mark.data
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(DATA is None, reason="DYNAMO_DATA does not say where the real data is")
+def test_two_output_groups_on_the_real_texts(tmp_path: Path) -> None:
+    rows = _run("two_output_groups.py", tmp_path, "--data", str(DATA))
+    for row in rows:
+        for group in ("reviews", "news"):
+            assert row[f"agree {group}"] > 0.8
+            assert row[f"r2 {group}"] > 0.8
