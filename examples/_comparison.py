@@ -63,9 +63,9 @@ def fitted_row(
         Seconds of the fit, of the clock and of the processor; hidden R2 on held-out inputs, of all
         networks, of every group (`r2 a`) and at the mean theta of the output group, which is what
         the state maps reach alone; output agreement; the silhouette of the groups (Rousseeuw 1987,
-        doi:10.1016/0377-0427(87)90125-7) for every kind of distance, with the p-value of permuted
-        groups for thetas; the share of networks that k-means puts into their group. And the
-        embedding.
+        doi:10.1016/0377-0427(87)90125-7) for every kind of distance; for thetas and for functional
+        distances its p-value under permuted groups, and the share of networks that k-means puts
+        into their group. And the embedding.
     """
     groups = population.metadata["group"].to_numpy()
     started, cpu = time.perf_counter(), time.process_time()
@@ -85,9 +85,10 @@ def fitted_row(
     row["agree"] = float(fidelity["output_agreement"].mean())
     for kind in ("theta", "pullback", "functional"):
         row[kind] = _silhouette(embedding.distances(kind).to_numpy(), groups)
-    clusters = dp.analyse("clusters", embedding, labels="group")
-    row["p"] = clusters.summary()["label_silhouette_p"]
-    row["k-means"] = _matched(clusters.assignments["cluster"].to_numpy(), groups)
+    for kind, end in (("theta", ""), ("functional", " functional")):
+        clusters = dp.analyse("clusters", embedding, labels="group", distance=kind)
+        row[f"p{end}"] = clusters.summary()["label_silhouette_p"]
+        row[f"k-means{end}"] = _matched(clusters.assignments["cluster"].to_numpy(), groups)
     return row, embedding
 
 

@@ -3,13 +3,13 @@
 Two-layer transformers read the same random sequences of tokens. One group learns to copy the token
 of three steps back, the other to say which token was most frequent so far. Their residual streams
 are recorded through TransformerLens, without saying who is who, and a transformer as meta-model
-learns to emulate all of them. Beside it the null: networks that all copy, halved at random, among
-which there is nothing to find.
+learns to emulate all of them, with theta as a bias or as FiLM gains. Beside it the null: networks
+that all copy, halved at random, among which there is nothing to find.
 
     python examples/transformer_tasks.py
     python examples/transformer_tasks.py --seeds 0 1 2 --json rows.json
-    python examples/transformer_tasks.py --conditions tasks \\
-        --set alignment_weight=1 'family_options={"units": 128, "conditioning": "film"}'
+    python examples/transformer_tasks.py --conditions tasks --conditionings film \\
+        --set alignment_weight=1 embedding_dim=4
 
 The table shows held-out hidden R2, agreement of decisions at every step, and the silhouette of the
 groups for every kind of distance, beside those of pairwise comparison.
@@ -43,17 +43,18 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     rows = [
-        run(condition, arguments, seed)
+        row
         for seed in arguments.seeds
         for condition in arguments.conditions
+        for row in run(condition, arguments, seed)
     ]
     show(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2))
 
 
-def run(condition: str, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """Train, capture, compare and embed one population."""
+def run(condition: str, arguments: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Train, capture, compare and embed one population; return one row per conditioning."""
     folder = arguments.output / f"{condition}-{seed}"
     started = time.perf_counter()
     models, metadata = train_networks(CONDITIONS[condition], arguments, seed)
@@ -68,25 +69,32 @@ def run(condition: str, arguments: argparse.Namespace, seed: int) -> dict[str, A
         overwrite=arguments.overwrite,
         progress=False,
     )
-    settings = {
-        "family": "transformer",
-        "family_options": {"units": arguments.meta_units},
-        "output_loss": "kl",  # outputs of every step, which are logits here
-        "steps": arguments.steps,
-        "seed": seed,
-        **read_settings(arguments.set),
-    }
-    found, _ = fitted_row(population, folder, overwrite=arguments.overwrite, **settings)
-    row = {
-        "condition": condition,
-        "seed": seed,
-        "accuracy": metadata["accuracy"].min(),
-        "train_s": trained - started,
-        **found,
-        **pairwise_row(population),
-    }
-    print(json.dumps(row), flush=True)
-    return row
+    peers = pairwise_row(population)
+    rows = []
+    for conditioning in arguments.conditionings:
+        settings = {
+            "family": "transformer",
+            "family_options": {"units": arguments.meta_units, "conditioning": conditioning},
+            "output_loss": "kl",  # outputs of every step, which are logits here
+            "steps": arguments.steps,
+            "seed": seed,
+            **read_settings(arguments.set),
+        }
+        found, _ = fitted_row(
+            population, folder / conditioning, overwrite=arguments.overwrite, **settings
+        )
+        row = {
+            "condition": condition,
+            "theta as": conditioning,
+            "seed": seed,
+            "accuracy": metadata["accuracy"].min(),
+            "train_s": trained - started,
+            **found,
+            **peers,
+        }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
 
 
 def copied(tokens: Tensor, vocabulary: int) -> Tensor:
@@ -181,13 +189,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--conditions", nargs="+", choices=list(CONDITIONS), default=list(CONDITIONS)
     )
+    parser.add_argument(
+        "--conditionings", nargs="+", choices=["bias", "film"], default=["bias", "film"]
+    )
     parser.add_argument("--networks", type=int, default=4, help="networks per group")
     parser.add_argument("--units", type=int, default=32, help="width of a network")
     parser.add_argument("--vocabulary", type=int, default=8, help="distinct tokens")
     parser.add_argument("--tokens", type=int, default=16, help="length of a sequence")
     parser.add_argument("--network-steps", type=int, default=800, help="updates of a network")
     parser.add_argument("--capture", type=int, default=1000, help="sequences to capture on")
-    parser.add_argument("--meta-units", type=int, default=128, help="width of the meta-model")
+    parser.add_argument("--meta-units", type=int, default=64, help="width of the meta-model")
     parser.add_argument("--steps", type=int, default=500, help="updates of the meta-model")
     parser.add_argument(
         "--set", nargs="*", default=[], metavar="NAME=VALUE", help="further settings of dp.fit"

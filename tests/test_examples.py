@@ -161,11 +161,14 @@ def test_transformer_tasks(tmp_path: Path) -> None:
         *("--network-steps", "60", "--capture", "80", "--steps", "60", "--seeds", "3"),
         *("--meta-units", "16", "--set", "embedding_dim=2"),
     )
-    assert [row["condition"] for row in rows] == ["tasks", "null"]
+    variants = [(row["condition"], row["theta as"]) for row in rows]
+    assert variants == [(c, t) for c in ("tasks", "null") for t in ("bias", "film")]
     for row in rows:
-        assert row["r2"] > 0.4
+        assert row["r2"] > 0.3
         assert row["seed"] == 3
-        _check_kept(tmp_path / "results" / f"{row['condition']}-3", 4)
+        folder = tmp_path / "results" / f"{row['condition']}-3" / row["theta as"]
+        embedding = _check_kept(folder, 4)
+        assert embedding.config.family_options["conditioning"] == row["theta as"]
 
 
 def test_the_tasks_of_transformers_are_what_they_are_called() -> None:
@@ -258,7 +261,7 @@ def _namespace(script: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_transformer_tasks_are_told_apart(tmp_path: Path) -> None:
-    tasks, null = _run("transformer_tasks.py", tmp_path)
+    tasks, null = _run("transformer_tasks.py", tmp_path, "--conditionings", "film")
     assert tasks["accuracy"] > 0.95
     assert tasks["r2"] > 0.85
     assert tasks["agree"] > 0.95
