@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
 
 __all__ = ["functional_distances", "pullback_metric"]
 
-ROWS = 2048
-"""Model-sample pairs that run at once."""
+PAIRS = 2048
+"""Most pairs of a model and a sample that run at once."""
 
-PULLBACK_SAMPLES = 64
-"""Held-out samples that the pull-back metric is averaged over."""
+ROWS = 400_000
+"""Most rows of states (steps, or positions of all stages) that they have together."""
+
+PULLBACK_SAMPLES = (16, 64)
+"""Fewest and most held-out samples that the pull-back metric is averaged over."""
+
+PULLBACK_ROWS = 8192
+"""Rows of states that are enough; samples of many rows, as images have, are dear and tell more."""
 
 
 def rendered_states(
@@ -65,9 +72,10 @@ def functional_distances(embedding: ModelEmbedding) -> NDArray[np.float64]:
     Over held-out samples, real rows, units and stages.
     """
     gram = torch.zeros(len(embedding), len(embedding), dtype=torch.float64)
-    chunks = embedding.held_out_samples.split(max(ROWS // len(embedding), 1))
+    samples = embedding.held_out_samples
+    pairs = min(PAIRS, ROWS // _rows_per_sample(embedding, samples))
     count = 0
-    for chunk in chunks:
+    for chunk in samples.split(max(pairs // len(embedding), 1)):
         batch = embedding.population.inputs.batch(chunk.numpy())
         states = rendered_states(embedding, batch.values, batch.lengths, embedding.thetas)
         # Centred over models, which no difference sees, so that nothing cancels below.
@@ -82,11 +90,22 @@ def functional_distances(embedding: ModelEmbedding) -> NDArray[np.float64]:
     return symmetric
 
 
+def _rows_per_sample(embedding: ModelEmbedding, samples: Tensor) -> int:
+    """Return how many rows of states the longest of some samples has, over all stages."""
+    spec = embedding.meta_model.spec
+    steps = int(embedding.population.lengths[samples.numpy()].max())
+    if not spec.stages:
+        return steps
+    return sum(
+        steps if stage.axis == "time" else math.prod(stage.positions) for stage in spec.stages
+    )
+
+
 @torch.no_grad()
 def pullback_metric(embedding: ModelEmbedding) -> NDArray[np.float64]:
     """Return G = E[J^T J], J the derivative of the rendered states by theta.
 
-    The mean is over models, held-out samples, real rows, units and stages, so that
+    The mean is over models, some held-out samples, real rows, units and stages, so that
     (a - b)^T G (a - b) is, to first order, the mean squared difference of what the networks at a
     and b do.
 
@@ -99,7 +118,10 @@ def pullback_metric(embedding: ModelEmbedding) -> NDArray[np.float64]:
     dims = thetas.shape[1]
     metric = torch.zeros(dims, dims, dtype=torch.float64)
     count = 0
-    for chunk in embedding.held_out_samples[:PULLBACK_SAMPLES].split(8):
+    samples = embedding.held_out_samples
+    fewest, most = PULLBACK_SAMPLES
+    enough = -(-PULLBACK_ROWS // _rows_per_sample(embedding, samples))
+    for chunk in samples[: min(max(fewest, enough), most)].split(8):
         batch = embedding.population.inputs.batch(chunk.numpy())
 
         def rendered(theta: Tensor, batch: SequenceBatch = batch) -> Tensor:

@@ -29,8 +29,11 @@ BLOCKS: dict[int, tuple[str, tuple[int, ...]]] = {
 EXPANSION = 4
 """By how much a bottleneck block widens."""
 
+STEM_STRIDES = {"small": 1, "strided": 2, "large": 4}
+"""By how much a stem makes images smaller, each side rounded up."""
+
 Norm = Literal["batch", "group"]
-Stem = Literal["auto", "small", "large"]
+Stem = Literal["auto", "small", "strided", "large"]
 
 
 class ResNetMetaModel(MetaModel):
@@ -65,8 +68,10 @@ class ResNetMetaModel(MetaModel):
         `batch`, or `group` (Wu and He 2018, doi:10.1007/978-3-030-01261-8_1), which treats every
         sample alone.
     stem
-        `small`: one convolution of 3 by 3. `large`: 7 by 7 at stride 2, and pooling. `auto`: small
-        where the first stage has the positions of the image, or an image has fewer than 64.
+        `small`: one convolution of 3 by 3. `strided`: the same at stride 2. `large`: 7 by 7 at
+        stride 2, and pooling. `auto`: the one whose stages have the positions of the recorded ones,
+        so that nothing is computed on a finer grid to be averaged afterwards; where there is none,
+        large for images of at least 64, and small for others.
     """
 
     layered = True
@@ -227,14 +232,12 @@ def _make_norm(norm: Norm, channels: int) -> nn.Module:
 def _make_stem(
     spec: PopulationSpec, channels: int, width: int, stem: Stem, normalise: _NormMaker
 ) -> nn.Sequential:
-    height, image_width = spec.inputs.shape[1:]
-    small = stem == "small" or (
-        stem == "auto"
-        and (spec.stages[0].positions == (height, image_width) or min(height, image_width) < 64)
-    )
-    if small:
+    kind = _fitting_stem(spec) if stem == "auto" else stem
+    if kind in ("small", "strided"):
         return nn.Sequential(
-            nn.Conv2d(channels, width, 3, 1, 1, bias=False), normalise(width), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, width, 3, STEM_STRIDES[kind], 1, bias=False),
+            normalise(width),
+            nn.ReLU(inplace=True),
         )
     return nn.Sequential(
         nn.Conv2d(channels, width, 7, 2, 3, bias=False),
@@ -242,6 +245,19 @@ def _make_stem(
         nn.ReLU(inplace=True),
         nn.MaxPool2d(3, 2, 1),
     )
+
+
+def _fitting_stem(spec: PopulationSpec) -> str:
+    """Return the stem under which every stage has the positions that were recorded."""
+    image = spec.inputs.shape[1:]
+    for kind, stride in STEM_STRIDES.items():
+        if all(
+            stage.positions == tuple(-(-size // (stride * 2**number)) for size in image)
+            for number, stage in enumerate(spec.stages)
+        ):
+            return kind
+    small = spec.stages[0].positions == image or min(image) < 64
+    return "small" if small else "large"
 
 
 def _each(module: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ class TransformerMetaModel(MetaModel):
     every block (as transformers and TransformerLens' models are by default) gets as many blocks as
     it has, and one more for each other site, such as the final norm. Blocks are those of Vaswani et
     al. 2017 (arXiv:1706.03762), normalised before attention and feed-forward part (Xiong et al.
-    2020, arXiv:2002.04745), with sinusoidal positions.
+    2020, arXiv:2002.04745), with sinusoidal positions whose wavelengths begin at two steps, so that
+    what base models learned of positions is near an affine map of them.
 
     Parameters
     ----------
@@ -183,9 +184,13 @@ class _Block(nn.Module):
 
 def _positions(time: int, units: int, like: Tensor) -> Tensor:
     """Return (time, units): sines and cosines of geometrically spaced wavelengths, about as large
-    as the token embedding is at first."""
+    as the token embedding is at first.
+
+    The shortest wavelength is two steps. Those of Vaswani et al. begin at 2 pi, and what changes
+    faster, as learned positions do, is no affine map of them.
+    """
     steps = torch.arange(time, device=like.device, dtype=like.dtype)[:, None]
     half = -(-units // 2)
     exponents = torch.arange(half, device=like.device, dtype=like.dtype) / max(half, 1)
-    angles = steps * torch.exp(-math.log(10_000.0) * exponents)
+    angles = math.pi * steps * torch.exp(-math.log(10_000.0) * exponents)
     return TOKEN_STD * torch.cat([angles.sin(), angles.cos()], -1)[:, :units]

@@ -17,10 +17,13 @@ from dynamo_plugin.training.stages import HIDDEN
 from dynamo_plugin.training.targets import TargetBatch, Targets
 from dynamo_plugin.types import OutputSpec, Trajectory
 
-__all__ = ["Evaluation", "compares_decisions", "evaluate"]
+__all__ = ["Evaluation", "compares_decisions", "evaluate", "samples_per_batch"]
 
-ROWS_PER_BATCH = 2048
-"""Model-sample pairs that run at once."""
+PAIRS_PER_BATCH = 2048
+"""Most pairs of a model and a sample that run at once."""
+
+ROWS_PER_BATCH = 400_000
+"""Most rows of states that they have together, over all stages: feature maps have many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,12 @@ class Evaluation:
     Real outputs: the coefficient of determination of the emulated outputs."""
     own_agreement: Tensor | None
     """The same of outputs that the base models' own readouts give from V(h~); None without."""
+
+
+def samples_per_batch(targets: Targets, samples: Tensor, *, models: int) -> int:
+    """Return how many of some samples so many models can run on at once in bounded memory."""
+    rows = targets.rows_per_sample(samples)
+    return max(min(PAIRS_PER_BATCH, ROWS_PER_BATCH // rows) // models, 1)
 
 
 def compares_decisions(output_loss: str) -> bool:
@@ -99,7 +108,7 @@ def evaluate(
     }
     own = {group: _Answers(len(thetas), spec, decisions[group]) for group, spec in outputs.items()}
     for models in torch.arange(len(thetas)).split(64):
-        for chunk in samples.split(max(ROWS_PER_BATCH // len(models), 1)):
+        for chunk in samples.split(samples_per_batch(targets, samples, models=len(models))):
             batch = targets.batch(models, chunk)
             here = models.to(thetas.device)
             trajectory = meta_model(batch.inputs[None], thetas[here][:, None], batch.lengths[None])

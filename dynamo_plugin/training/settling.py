@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dynamo_plugin.metamodels import SolvableStateMaps
-from dynamo_plugin.training.evaluation import ROWS_PER_BATCH
+from dynamo_plugin.training.evaluation import samples_per_batch
 from dynamo_plugin.training.objective import Objective
 from dynamo_plugin.training.targets import Targets
 
@@ -41,7 +41,7 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
     ]
     for models in torch.arange(len(thetas)).split(64):
         here = models.to(thetas.device)
-        for chunk in samples.split(max(ROWS_PER_BATCH // len(models), 1)):
+        for chunk in samples.split(samples_per_batch(targets, samples, models=len(models))):
             batch = targets.batch(models, chunk)
             trajectory = objective.meta_model(
                 batch.inputs[None], thetas[here][:, None], batch.lengths[None]

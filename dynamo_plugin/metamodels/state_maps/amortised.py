@@ -102,16 +102,28 @@ class AmortisedStateMaps(SolvableStateMaps):
         """See `SolvableStateMaps.solve_for`; models seen count alike, at the thetas that are given.
 
         With t = [1 ; theta], the features are t (x) [h ; 1], so that their second moment is the sum
-        over models of t t^T (x) E[h h^T].
+        over models of t t^T (x) E[h h^T]. The solution lies in the span of the t of the models, and
+        the penalty is the same along every axis: it is solved on an orthonormal basis of that span,
+        which is the smaller problem where there are fewer models than dimensions of t.
         """
         features, products = moments.raw(models)
-        scales = _with_one(thetas).to(features.dtype)
+        every = _with_one(thetas).to(features.dtype)
+        second = total([every.double().mT @ every.double()])[0]
+        if not bool(second.isfinite().all()):
+            self.weight.fill_(torch.nan)
+            return
+        values, vectors = torch.linalg.eigh(second)
+        spanned = values > len(values) * torch.finfo(values.dtype).eps * values.max()
+        axes = vectors[:, spanned].mT.to(every.dtype)
+        scales = every @ axes.mT  # (model, axis): t along each axis
         count = scales.shape[1] * features.shape[1]
         gram = torch.einsum("mk,ml,mij->kilj", scales, scales, features).reshape(count, count)
         cross = torch.einsum("mk,mio->kio", scales, products).reshape(count, -1)
+        # The penalty is in units of the mean over all features, of which the others are zero here.
+        strength = RIDGE * scales.shape[1] / every.shape[1]
         gram, cross = total([gram, cross])
-        solution = ridge(gram[None], cross[None], RIDGE)[0]
-        self.weight.copy_(solution.unflatten(0, (scales.shape[1], -1)).mT)
+        solution = ridge(gram[None], cross[None], strength)[0].unflatten(0, (scales.shape[1], -1))
+        self.weight.copy_(torch.einsum("ak,aio->koi", axes, solution))
 
 
 def _with_one(values: Tensor, *, last: bool = False) -> Tensor:

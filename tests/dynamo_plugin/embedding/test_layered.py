@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 
 from dynamo_plugin.analyses import fidelity
-from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
+from dynamo_plugin.embedding import ModelEmbedding, fit, geometry, load_embedding
 from dynamo_plugin.errors import InvalidInput, UnknownName
 from dynamo_plugin.recording import capture
 from dynamo_plugin.store import Population
@@ -171,6 +173,27 @@ def test_base_states_are_those_whose_fidelity_is_reported(fitted: ModelEmbedding
         total = (stored - stored.mean(0)).double().square().sum()
         found = table.loc[model, f"hidden_r2_{stage}"]
         assert float(1 - residual / total) == pytest.approx(found, rel=1e-3)
+
+
+def test_functional_distances_run_in_parts_that_fit_into_memory(
+    fitted: ModelEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = fitted.distances("functional")
+    spec, lengths = fitted.meta_model.spec, fitted.population.lengths
+    longest = int(lengths[fitted.held_out_samples.numpy()].max())
+    rows = sum(
+        longest if stage.axis == "time" else math.prod(stage.positions) for stage in spec.stages
+    )
+    monkeypatch.setattr(geometry, "ROWS", 8 * rows)  # two samples of four models
+    counts = []
+    run = fitted.meta_model.register_forward_pre_hook(
+        lambda module, given: counts.append(len(given[0][0]))
+    )
+    found = fitted.distances("functional")
+    run.remove()
+    assert max(counts) == 2
+    assert sum(counts) == len(fitted.held_out_samples)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_several_stages_must_be_chosen_from(fitted: ModelEmbedding) -> None:

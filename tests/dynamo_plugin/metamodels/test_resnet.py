@@ -119,6 +119,36 @@ def test_group_norm_treats_every_sample_alone_in_training_too() -> None:
     torch.testing.assert_close(together[1:2], alone)
 
 
+@pytest.mark.parametrize(
+    ("size", "positions", "stem"),
+    [
+        (32, [32, 16, 8], 1),
+        (32, [16, 8, 4], 2),
+        (15, [8, 4, 2, 1], 2),  # odd sides are rounded up, as by convolutions
+        (64, [64, 32, 16], 1),
+        (64, [32, 16, 8], 2),
+        (64, [16, 8, 4], 4),
+        (32, [1, 1, 1], 1),  # averaged when they were captured: there is none that fits
+        (64, [1, 1, 1], 4),
+    ],
+)
+def test_the_stem_gives_stages_the_positions_that_were_recorded(
+    size: int, positions: list[int], stem: int
+) -> None:
+    model = _model(_spec(positions, size), depth=None, blocks=[1] * len(positions))
+    entered: list[tuple[int, ...]] = []
+    hook = model.stem.register_forward_hook(
+        lambda module, given, maps: entered.append(tuple(maps.shape[2:]))
+    )
+    ones = torch.ones(2, dtype=torch.int64)
+    states = model(torch.randn(2, 3, size, size).double(), torch.zeros(DIM).double(), ones).states
+    hook.remove()
+    assert entered == [(-(-size // stem),) * 2]
+    assert [states[f"stage{i}"].shape[1] for i in range(len(positions))] == [
+        p * p for p in positions
+    ]
+
+
 def test_large_images_get_the_large_stem() -> None:
     model = ResNetMetaModel(_spec([16, 8, 4, 2], 64), embedding_dim=DIM, depth=10, width=4)
     states = model(torch.randn(2, 3, 64, 64), torch.zeros(DIM), torch.ones(2, dtype=torch.int64))

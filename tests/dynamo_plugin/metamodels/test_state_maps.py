@@ -219,10 +219,11 @@ def test_solved_maps_are_the_ridge_regression_of_scikit_learn(kind: str) -> None
         )
 
 
-def test_the_solved_amortised_map_is_a_regression_on_products_with_theta() -> None:
-    maps = _made("amortised", solver="ridge")
-    assert isinstance(maps, AmortisedStateMaps)
+@pytest.mark.parametrize("dims", [1, 2, 7])  # with more than there are models, too
+def test_the_solved_amortised_map_is_a_regression_on_products_with_theta(dims: int) -> None:
+    maps = AmortisedStateMaps(6, (3, 5, 4), embedding_dim=dims, solver="ridge").double()
     rows = Rows(maps.widest)
+    rows.thetas = torch.from_numpy(np.random.default_rng(1).normal(size=(3, dims)))
     moments = maps.new_moments(decay=None, dtype=torch.float64)
     maps.collect(moments, rows.states, rows.targets, rows.mask, rows.models)
     maps.solve_for(moments, rows.models, rows.thetas)
@@ -233,6 +234,7 @@ def test_the_solved_amortised_map_is_a_regression_on_products_with_theta() -> No
         features.append(np.concatenate([scale * x for scale in scales], axis=1))
         outputs.append(rows.kept(rows.targets, model))
     x, y = np.concatenate(features), np.concatenate(outputs)
+    assert x.shape[1] == (1 + dims) * 7
     expected = Ridge(RIDGE * np.square(x).sum(0).mean(), fit_intercept=False).fit(x, y).coef_
     found = maps.weight.permute(1, 0, 2).flatten(1)
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
 from torch import Tensor, nn
 
 from dynamo_plugin.errors import InvalidInput
@@ -151,3 +153,12 @@ def test_what_it_cannot_embed_is_refused() -> None:
     maps = PopulationSpec(IDS.inputs, IDS.outputs, (StageSpec("stage0", "sample", (2, 2)),))
     with pytest.raises(InvalidInput, match="stage0 has none"):
         TransformerMetaModel(maps, embedding_dim=1)
+
+
+def test_learned_positions_are_near_an_affine_map_of_the_positions() -> None:
+    """With wavelengths that begin at 2 pi, about half of their variance would be explained."""
+    positions = _positions(16, 64, torch.zeros(1, dtype=torch.float64)).numpy()
+    learned = np.random.default_rng(0).normal(size=(16, 200))
+    # As weakly penalised as a state map is, whose features vary about as much as the positions.
+    regression = Ridge(1e-3 * 16 * np.square(positions).mean()).fit(positions, learned)
+    assert regression.score(positions, learned) > 0.85

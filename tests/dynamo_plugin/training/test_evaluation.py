@@ -24,8 +24,19 @@ def _matrix(all_maps: StageMaps, model: int) -> tuple[torch.Tensor, torch.Tensor
     return maps.matrix(model)
 
 
+def test_as_many_samples_run_at_once_as_rows_allow(
+    ragged: Population, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets = Targets(ragged, sites=None, device=torch.device("cpu"))
+    samples = torch.tensor([0, 2, 3])  # the longest has 6 rows
+    assert module.samples_per_batch(targets, samples, models=3) == 2048 // 3
+    monkeypatch.setattr(module, "ROWS_PER_BATCH", 60)
+    assert module.samples_per_batch(targets, samples, models=3) == 3
+    assert module.samples_per_batch(targets, samples, models=64) == 1
+
+
 def test_matches_scikit_learn(ragged: Population, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROWS_PER_BATCH", 9)  # three samples at a time
+    monkeypatch.setattr(module, "PAIRS_PER_BATCH", 9)  # three samples at a time
     torch.manual_seed(0)
     meta_model = GRUMetaModel(ragged.population_spec, embedding_dim=2, units=5)
     targets = Targets(ragged, sites=None, device=torch.device("cpu"))

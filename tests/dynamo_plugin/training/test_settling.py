@@ -11,7 +11,7 @@ from dynamo_plugin.losses import l2
 from dynamo_plugin.metamodels import AffineStateMaps, GRUMetaModel, StageMaps
 from dynamo_plugin.metamodels.state_maps._base import RIDGE
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import Targets, settling
+from dynamo_plugin.training import Targets, evaluation, settling
 from dynamo_plugin.training.objective import Objective
 from dynamo_plugin.types import Trajectory
 
@@ -32,7 +32,7 @@ def test_maps_are_solved_for_all_samples(
     )  # fmt: skip
     meta_model = GRUMetaModel(population.population_spec, embedding_dim=2, units=4)
     objective = Objective(meta_model, maps_of, torch.randn(3, 2), hidden_loss=l2, outputs={})
-    monkeypatch.setattr(settling, "ROWS_PER_BATCH", 9)  # several passes
+    monkeypatch.setattr(evaluation, "PAIRS_PER_BATCH", 9)  # several passes
     samples = torch.tensor([3, 7, 0, 2, 9])
     settling.settle(objective, targets, samples)
     maps = objective.state_maps["hidden"]
