@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from dynamo_plugin.types import PopulationSpec
 
-__all__ = ["last_step", "make_readouts", "read_outputs"]
+__all__ = ["last_step", "make_readouts", "make_slopes", "read_outputs"]
 
 
 def make_readouts(spec: PopulationSpec, units: int) -> nn.ModuleList:
@@ -19,6 +20,14 @@ def make_readouts(spec: PopulationSpec, units: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(units, math.prod(output.shape)) for output in spec.outputs)
 
 
+def make_slopes(spec: PopulationSpec, units: int, embedding_dim: int) -> nn.ParameterList:
+    """Return what theta adds to every readout, (embedding_dim, units + 1, size) each; zero."""
+    return nn.ParameterList(
+        nn.Parameter(torch.zeros(embedding_dim, units + 1, math.prod(output.shape)))
+        for output in spec.outputs
+    )
+
+
 def last_step(states: Tensor, lengths: Tensor) -> Tensor:
     """Return (..., units): states (..., time, units) at the last real step of (...) lengths."""
     units = states.shape[-1]
@@ -27,7 +36,13 @@ def last_step(states: Tensor, lengths: Tensor) -> Tensor:
 
 
 def read_outputs(
-    spec: PopulationSpec, readouts: nn.ModuleList, *, final: Tensor, steps: Tensor | None = None
+    spec: PopulationSpec,
+    readouts: nn.ModuleList,
+    *,
+    final: Tensor,
+    steps: Tensor | None = None,
+    theta: Tensor | None = None,
+    slopes: nn.ParameterList | None = None,
 ) -> dict[str, Tensor]:
     """Read every output group.
 
@@ -37,6 +52,10 @@ def read_outputs(
         (..., units): what outputs of whole samples are read off.
     steps
         (..., time, units): what outputs of every step are read off.
+    theta
+        (..., embedding_dim), needed for slopes.
+    slopes
+        What theta adds to every readout, G(theta) = G_0 + sum_k theta_k G_k; None for nothing.
 
     Returns
     -------
@@ -44,7 +63,14 @@ def read_outputs(
         Output group to (..., *shape) or (..., time, *shape).
     """
     outputs = {}
-    for output, readout in zip(spec.outputs, readouts, strict=True):
+    for index, (output, readout) in enumerate(zip(spec.outputs, readouts, strict=True)):
         source = steps if output.axis == "time" else final
-        outputs[output.group] = readout(source).unflatten(-1, output.shape)
+        assert source is not None, "a family without steps has outputs of whole samples"
+        read = readout(source)
+        if theta is not None and slopes is not None:
+            bend = torch.einsum("...k,kuo->...uo", theta, slopes[index])
+            rows = source if output.axis == "time" else source.unsqueeze(-2)
+            more = rows @ bend[..., :-1, :] + bend[..., -1:, :]
+            read = read + (more if output.axis == "time" else more.squeeze(-2))
+        outputs[output.group] = read.unflatten(-1, output.shape)
     return outputs

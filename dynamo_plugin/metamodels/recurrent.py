@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from dynamo_plugin.errors import InvalidInput, suggest
 from dynamo_plugin.metamodels._cells import Cell
-from dynamo_plugin.metamodels._readouts import last_step, make_readouts, read_outputs
+from dynamo_plugin.metamodels._readouts import (
+    last_step,
+    make_readouts,
+    make_slopes,
+    read_outputs,
+)
 from dynamo_plugin.metamodels._recurrence import recur
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.types import JSON, PopulationSpec, Trajectory
@@ -20,6 +25,9 @@ __all__ = ["Conditioning", "RecurrentMetaModel"]
 
 Conditioning = Literal["bias", "film", "low_rank"]
 """How theta enters a recurrent meta-model, see `RecurrentMetaModel`."""
+
+Readout = Literal["shared", "conditional"]
+"""Whether theta enters the readouts of a recurrent meta-model."""
 
 TOKEN_STD = 0.1
 """Standard deviation of the initial token embedding. At PyTorch's 1, what distinguishes tokens is
@@ -55,6 +63,9 @@ class RecurrentMetaModel(MetaModel):
         `bias` (the paper), `film` or `low_rank`.
     rank
         Of each A_k B_k, where the conditioning is `low_rank`.
+    readout
+        `shared`: G does not see theta (the paper). `conditional`: G(theta) = G_0 + sum_k theta_k
+        G_k, so that theta says how the state is read, too.
     """
 
     cell: ClassVar[type[Cell]]
@@ -68,6 +79,7 @@ class RecurrentMetaModel(MetaModel):
         token_dim: int = 128,
         conditioning: Conditioning = "bias",
         rank: int = 8,
+        readout: Readout = "shared",
     ) -> None:
         super(MetaModel, self).__init__()
         for name, value in (
@@ -78,11 +90,12 @@ class RecurrentMetaModel(MetaModel):
         ):
             if value < 1:
                 raise InvalidInput(f"{name} must be at least 1, got {value}.")
-        if conditioning not in get_args(Conditioning):
-            raise InvalidInput(
-                f"There is no conditioning {conditioning!r}. "
-                f"{suggest(str(conditioning), get_args(Conditioning))}"
-            )
+        for name, chosen, known in (
+            ("conditioning", conditioning, get_args(Conditioning)),
+            ("readout", readout, get_args(Readout)),
+        ):
+            if chosen not in known:
+                raise InvalidInput(f"There is no {name} {chosen!r}. {suggest(str(chosen), known)}")
         if spec.inputs.kind == "array":
             raise InvalidInput(
                 "A recurrent meta-model reads sequences, and the inputs of this population are "
@@ -117,6 +130,10 @@ class RecurrentMetaModel(MetaModel):
         ):
             nn.init.uniform_(parameter, -bound, bound)
         self.readouts = make_readouts(spec, units)
+        self.readout = readout
+        self.readout_theta = (
+            make_slopes(spec, units, embedding_dim) if readout == "conditional" else None
+        )
         if conditioning == "film":
             self.gain_theta = nn.Parameter(torch.zeros(rows, embedding_dim))
         if conditioning == "low_rank":
@@ -132,6 +149,7 @@ class RecurrentMetaModel(MetaModel):
             "token_dim": self.token_dim,
             "conditioning": self.conditioning,
             "rank": self.rank,
+            "readout": self.readout,
         }
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -209,9 +227,9 @@ class RecurrentMetaModel(MetaModel):
         bias = F.linear(theta, self.weight_theta)
         hidden = recur(self.cell, self.drive(inputs), bias, *self.recurrent_weights(theta))
         lengths = lengths.to(hidden.device).expand(hidden.shape[:-2])
-        return Trajectory({"hidden": hidden}, self.read(hidden, lengths), lengths)
+        return Trajectory({"hidden": hidden}, self.read(hidden, lengths, theta), lengths)
 
-    def read(self, hidden: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+    def read(self, hidden: Tensor, lengths: Tensor, theta: Tensor) -> dict[str, Tensor]:
         """Read every output group off the states.
 
         Parameters
@@ -220,6 +238,8 @@ class RecurrentMetaModel(MetaModel):
             (..., time, units).
         lengths
             (...): real steps.
+        theta
+            (..., embedding_dim); of no effect where the readout is shared.
 
         Returns
         -------
@@ -229,4 +249,11 @@ class RecurrentMetaModel(MetaModel):
         """
         hidden = hidden[..., : self.cell_units]
         final = last_step(hidden, lengths)
-        return read_outputs(self.spec, self.readouts, final=final, steps=hidden)
+        return read_outputs(
+            self.spec,
+            self.readouts,
+            final=final,
+            steps=hidden,
+            theta=theta,
+            slopes=self.readout_theta,
+        )

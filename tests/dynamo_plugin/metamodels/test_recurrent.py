@@ -219,3 +219,39 @@ def test_unknown_conditioning_and_arrays_are_refused() -> None:
     images = PopulationSpec(InputSpec("array", 12, (3, 2, 2)), IDS.outputs)
     with pytest.raises(InvalidInput, match="reads sequences"):
         GRUMetaModel(images, embedding_dim=2)
+
+
+@families
+def test_a_conditional_readout_is_an_affine_map_of_each_theta(
+    family: type[RecurrentMetaModel],
+) -> None:
+    model = _model(FEATURES, family, readout="conditional")
+    plain = _model(FEATURES, family)
+    inputs, lengths = torch.randn(6, 5, 4).double(), torch.tensor([5, 1, 3, 2, 5, 4])
+    thetas = torch.randn(2, DIM).double()
+    run = (inputs[None], thetas[:, None], lengths[None])
+    before = model(*run)
+    for group, outputs in plain(*run).outputs.items():  # it starts as the shared one
+        assert torch.equal(before.outputs[group], outputs)
+    assert model.readout_theta is not None
+    for slope in model.readout_theta:
+        nn.init.normal_(slope)
+    found = model(*run)
+    assert torch.equal(found.states["hidden"], before.states["hidden"])
+    for index, output in enumerate(FEATURES.outputs):
+        for row, theta in enumerate(thetas):
+            bend = sum(
+                t * slope for t, slope in zip(theta, model.readout_theta[index], strict=True)
+            )
+            head = model.readouts[index]
+            assert isinstance(bend, Tensor)
+            assert isinstance(head, nn.Linear)
+            states = found.states["hidden"][row][..., :UNITS]
+            if output.axis == "sample":
+                states = states[torch.arange(6), lengths - 1]
+            expected = states @ (head.weight.T + bend[:-1]) + head.bias + bend[-1]
+            torch.testing.assert_close(
+                found.outputs[output.group][row], expected.unflatten(-1, output.shape)
+            )
+    with pytest.raises(InvalidInput, match="Did you mean 'conditional'"):
+        _model(FEATURES, readout="conditonal")
