@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--models 10 100 1000] [--device cuda]
 
-States of random recurrent networks of 64 units on 512 sequences of 50 steps, in memory; default
+States of random recurrent networks of 64 units on 128 sequences of 50 steps, in memory; default
 settings but for the number of steps and the embedding's dimension. A process of its own for every
 row, so that peaks of memory are its own.
 """
@@ -27,7 +27,7 @@ from dynamo_plugin.store import Population, PopulationInputs, PopulationWriter, 
 from dynamo_plugin.training import Callback, FitConfig, Trainer
 from dynamo_plugin.types import InputSpec, OutputSpec, SiteSpec, TrajectorySpec
 
-SEQUENCES, TIME, UNITS, FEATURES, STEPS, SKIPPED = 512, 50, 64, 8, 12, 2
+SEQUENCES, TIME, UNITS, FEATURES, STEPS, SKIPPED = 128, 50, 64, 8, 12, 2
 
 
 def main() -> None:

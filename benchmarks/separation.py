@@ -1,11 +1,11 @@
 """Does theta tell networks apart that differ, and leave alone those that do not?
 
-    python benchmarks/separation.py --data DIR --folder DIR [--only imdb_size] [--seeds 0 1 2]
+    python benchmarks/separation.py --data DIR --folder DIR --preset aligned [--only imdb_size]
 
 For every population of benchmarks/separation_populations.py: the silhouette (Rousseeuw 1987,
 doi:10.1016/0377-0427(87)90125-7) of the true groups under the distances of a fit with default
-settings, and beside them under those that pairwise comparison gives, all on the same states.
-Networks are trained and captured once, under --folder.
+settings (or those of --preset), and beside them under those that pairwise comparison gives, all on
+the same states. Networks are trained and captured once, under --folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from separation_populations import POPULATIONS, open_or_make
 from sklearn.metrics import silhouette_score
 
 import dynamo_plugin as dp
-from dynamo_plugin.training import Targets
+from dynamo_plugin.training import PRESETS, Targets
 from dynamo_plugin.training.alignment import align_states
 
 ROWS = 5000
@@ -43,13 +43,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="base populations")
     parser.add_argument("--fit-seeds", type=int, nargs="+", default=[0, 1], help="fits of each")
     parser.add_argument("--set", nargs="*", default=[], help="settings of fit, name=value (JSON)")
+    parser.add_argument("--preset", choices=PRESETS, help="settings that go together")
     parser.add_argument("--no-peers", action="store_true", help="leave pairwise comparison out")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu", help="where to fit")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    settings = {}
+    settings = dict(PRESETS[arguments.preset]) if arguments.preset else {}
     for assignment in arguments.set:
         name, value = assignment.split("=", 1)
         settings[name] = json.loads(value)
@@ -135,7 +136,9 @@ def peer_silhouettes(population: dp.Population, groups: NDArray[Any]) -> dict[st
     norm = np.diag(gram)
     aligned = np.sqrt(np.clip(norm[:, None] + norm[None] - 2 * gram, 0, None))
     row["gpa"] = silhouette(aligned, groups)
-    row["gpa-pca4"] = silhouette(squareform(pdist(classical_mds(aligned, 4))), groups)
+    for dims in (1, 2, 4):
+        placed = classical_mds(aligned, dims)
+        row[f"gpa-pca{dims}"] = silhouette(squareform(pdist(placed)), groups)
     return row
 
 

@@ -80,6 +80,9 @@ class FitConfig:
     """Optimiser steps."""
     batch_size: int = 32
     """Sequences per step; every model of the step sees all of them."""
+    length_buckets: int = 1
+    """So many batches are drawn at once and cut anew in the order of the samples' lengths, which
+    saves padding where lengths differ; 1: not at all."""
     models_per_step: int | None = None
     """Models per step, drawn without replacement; None for all."""
     learning_rate: float = 1e-2
@@ -111,7 +114,7 @@ class FitConfig:
     """Decides the split, the initial values and the order of the batches."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "length_buckets"):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         for name in ("models_per_step", "patience"):
             value = getattr(self, name)

@@ -51,6 +51,8 @@ def draw_batches(
     models: int,
     models_per_step: int | None,
     generator: torch.Generator,
+    lengths: Tensor | None = None,
+    buckets: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (models, samples) index pairs without end.
 
@@ -69,8 +71,25 @@ def draw_batches(
         Models per step; None for all of them.
     generator
         Source of randomness.
+    lengths
+        (sample of the population,): number of steps of each; needed for buckets.
+    buckets
+        So many batches are drawn at once, and cut anew in the order of lengths: samples of one
+        batch are then about equally long, and little of it is padding.
     """
-    batch_size = min(batch_size, len(samples))
+    drawn = _draw_samples(samples, min(batch_size, len(samples)), generator)
+    if buckets > 1:
+        assert lengths is not None
+        drawn = _by_length(drawn, lengths, buckets, generator)
+    for batch in drawn:
+        if models_per_step is None or models_per_step >= models:
+            chosen = torch.arange(models)
+        else:
+            chosen = torch.randperm(models, generator=generator)[:models_per_step].sort().values
+        yield chosen, batch
+
+
+def _draw_samples(samples: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
     queue = samples[:0]
     while True:
         if len(queue) < batch_size:
@@ -79,8 +98,17 @@ def draw_batches(
             fresh = shuffled[~torch.isin(shuffled, queue)]
             queue = torch.cat([queue, fresh, shuffled[torch.isin(shuffled, queue)]])
         batch, queue = queue[:batch_size], queue[batch_size:]
-        if models_per_step is None or models_per_step >= models:
-            chosen = torch.arange(models)
-        else:
-            chosen = torch.randperm(models, generator=generator)[:models_per_step].sort().values
-        yield chosen, batch
+        yield batch
+
+
+def _by_length(
+    drawn: Iterator[Tensor], lengths: Tensor, buckets: int, generator: torch.Generator
+) -> Iterator[Tensor]:
+    while True:
+        batches = [next(drawn) for _ in range(buckets)]
+        pool = torch.cat(batches)
+        if len(pool.unique()) == len(pool):  # else one batch might hold a sample twice
+            pool = pool[lengths[pool].argsort(stable=True)]
+            batches = list(pool.split(len(batches[0])))
+        for place in torch.randperm(buckets, generator=generator).tolist():
+            yield batches[place]

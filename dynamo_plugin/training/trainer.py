@@ -184,6 +184,8 @@ class Trainer:
             models=len(self.ids),
             models_per_step=config.models_per_step,
             generator=torch.Generator().manual_seed(config.seed + 1),
+            lengths=torch.tensor(self._population.lengths),
+            buckets=config.length_buckets,
         )
         for callback in self._callbacks:
             callback.begin(self)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
 import torch
@@ -69,3 +69,39 @@ def test_models_per_step_draws_distinct_models_of_all() -> None:
     drawn = [tuple(models.tolist()) for models, _ in islice(batches, 200)]
     assert all(len(set(models)) == 2 for models in drawn)
     assert {model for models in drawn for model in models} == set(range(6))
+
+
+@given(
+    count=st.integers(1, 60),
+    batch_size=st.integers(1, 9),
+    buckets=st.integers(2, 6),
+    seed=st.integers(0, 100),
+)
+def test_buckets_draw_the_same_samples_in_batches_of_like_lengths(
+    count: int, batch_size: int, buckets: int, seed: int
+) -> None:
+    lengths = torch.randint(1, 50, (count,), generator=torch.Generator().manual_seed(seed))
+
+    def drawn(buckets: int) -> list[torch.Tensor]:
+        batches = draw_batches(
+            torch.arange(count),
+            batch_size=batch_size,
+            models=2,
+            models_per_step=None,
+            generator=torch.Generator().manual_seed(seed),
+            lengths=lengths,
+            buckets=buckets,
+        )
+        return [batch for _, batch in islice(batches, 12 * buckets)]
+
+    found = drawn(buckets)
+    size = min(batch_size, count)
+    assert all(len(batch) == size == len(set(batch.tolist())) for batch in found)
+    # Every sample comes as often as any other, but for the windows that are not over yet.
+    seen = torch.bincount(torch.cat(found), minlength=count)
+    assert int(seen.max() - seen.min()) <= 1 + buckets
+    window = found[:buckets]
+    pool = torch.cat(window)
+    if len(pool.unique()) == len(pool):
+        spans = sorted((int(lengths[b].min()), int(lengths[b].max())) for b in window)
+        assert all(one[1] <= other[0] for one, other in pairwise(spans))
