@@ -153,18 +153,22 @@ class Objective(nn.Module):
     def solve_with_others(self) -> None:
         """Take part in the solution of shared maps in a pass in which no model is one's own."""
         nobody = torch.zeros(0, dtype=torch.int64, device=self.thetas.device)
-        for maps_of in self.all_maps.values():
-            for maps in maps_of.values():
-                if isinstance(maps, SolvableStateMaps) and maps.solver == "ridge":
-                    nothing = self.thetas.new_zeros(0)
-                    maps.solve(
-                        nothing,
-                        nothing,
-                        nothing,
-                        nobody,
-                        nothing,
-                        total=self.ranks.total,
-                    )
+        nothing = self.thetas.new_zeros(0)
+        for maps in self._solved_maps():
+            maps.solve(nothing, nothing, nothing, nobody, nothing, total=self.ranks.total)
+
+    def forget(self) -> None:
+        """Drop the running moments of all maps that are solved."""
+        for maps in self._solved_maps():
+            maps.forget()
+
+    def _solved_maps(self) -> list[SolvableStateMaps]:
+        return [
+            maps
+            for maps_of in self.all_maps.values()
+            for _, maps in maps_of.items()
+            if isinstance(maps, SolvableStateMaps) and maps.solver == "ridge"
+        ]
 
     def _hidden(
         self,

@@ -250,6 +250,8 @@ class Trainer:
         return (nn.utils.get_total_norm(totals).square() + square).sqrt()
 
     def _agree_to_stop(self) -> bool:
+        if self.ranks.size == 1:
+            return self.stopped is not None
         asked = torch.tensor(float(self.stopped is not None), device=self._device)
         if float(self.ranks.total([asked])[0]) == 0:
             return False
@@ -262,9 +264,13 @@ class Trainer:
         rows = len(samples) * targets.rows_per_sample(samples)
         per_pass = max(ROWS_PER_PASS // rows, 1)
         mine = models[(models >= self._own.start) & (models < self._own.stop)] - self._own.start
-        parts = list(mine.split(per_pass)) if len(mine) else []
-        losses = [torch.zeros(2, 0, device=self._device)]
-        for part in parts:
+        # Solving maps that models share takes all processes, so all make as many passes.
+        passes = -(-self.ranks.most(models, len(self.ids)) // per_pass)
+        losses = []
+        for part in mine.tensor_split(passes):
+            if not len(part):
+                objective.solve_with_others()
+                continue
             here = part.to(self._device)
             terms = objective(targets.batch(part, samples), here)
             penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
@@ -272,10 +278,7 @@ class Trainer:
             loss = loss + config.alignment_weight * terms.aligned
             (loss.sum() / len(models)).backward()
             losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
-        # Solving maps that models share takes all processes, so all make as many passes.
-        for _ in range(-(-self.ranks.most(models, len(self.ids)) // per_pass) - len(parts)):
-            objective.solve_with_others()
-        return torch.cat(losses, dim=1)
+        return torch.cat([torch.zeros(2, 0, device=self._device), *losses], dim=1)
 
     def _look(self) -> None:
         """Add a row to the history, and stop if nothing changes any more."""
@@ -324,6 +327,7 @@ class Trainer:
         whole = self._whole
         if self.ranks.size > 1:
             whole.requires_grad_(False).eval()  # noqa: FBT003
+            whole.forget()  # moments of a checkpoint
             whole.load_state_dict(objective_state(self._objective, len(self.ids)))
         whole.cpu()
         return FittedModels(

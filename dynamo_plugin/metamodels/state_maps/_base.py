@@ -192,6 +192,7 @@ class SolvableStateMaps(StateMaps):
 
     _seen_thetas: Tensor | None
     solvers = ("gradient", "ridge")
+    per_model = (*StateMaps.per_model, "_seen_thetas")
 
     def __init__(
         self, source_units: int, units: Sequence[int], *, embedding_dim: int = 0, solver: str
@@ -251,8 +252,7 @@ class SolvableStateMaps(StateMaps):
     def model_tensors(self) -> set[str]:
         """See `StateMaps.model_tensors`; running moments are of one model each."""
         running = () if self._running is None else self._running.state_dict()
-        own = {f"_running.{name}" for name in running} | ({"_seen_thetas"} if running else set())
-        return super().model_tensors | own
+        return super().model_tensors | {f"_running.{name}" for name in running}
 
     def select(self, models: Sequence[int]) -> Self:
         """See `StateMaps.select`."""

@@ -46,6 +46,7 @@ def main() -> None:
         device="cpu",
         progress=False,
         checkpoints=checkpoints,
+        resume=True,
         callbacks=[Note(), *([Stop(int(stop[0]))] if stop and int(stop[0]) else [])],
         **{**settings.BASE, **settings.VARIANTS[variant]},
     )

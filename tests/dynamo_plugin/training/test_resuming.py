@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,12 +154,16 @@ def test_two_processes_fit_what_one_fits(stored: Path, tmp_path: Path, variant: 
         )
 
 
-def test_one_process_goes_on_from_two(stored: Path, tmp_path: Path) -> None:
+def test_one_process_or_two_go_on_from_two(stored: Path, tmp_path: Path) -> None:
     settings = VARIANTS["solved"]
     _torchrun(stored, tmp_path, "solved", stop=16)
-    resumed = _fit(stored, checkpoints=tmp_path / "checkpoints", resume=True, **settings)
-    alone = _fit(stored, **settings)
-    torch.testing.assert_close(resumed.thetas, alone.thetas, rtol=1e-3, atol=1e-4)
+    shutil.copytree(tmp_path / "checkpoints", tmp_path / "copied")
+    alone = _fit(stored, checkpoints=tmp_path / "copied", resume=True, **settings)
+    shutil.rmtree(tmp_path / "embedding")
+    _torchrun(stored, tmp_path, "solved")
+    expected = _fit(stored, **settings).thetas
+    for resumed in (alone, load_embedding(tmp_path / "embedding")):
+        torch.testing.assert_close(resumed.thetas, expected, rtol=1e-3, atol=1e-4)
 
 
 def _torchrun(stored: Path, folder: Path, variant: str, stop: int = 0) -> None:
