@@ -6,9 +6,9 @@ meta-model emulates them all, with one readout per output group. A theta is then
 be asked both questions; that of the average network of each group is, at the end.
 
 Two variants are fitted. `free`: the default settings, where every network has a state map of its
-own; one state can then serve both questions, and theta need not tell the tasks apart. `aligned`:
-beside that, one map for all networks has to explain their states, laid on each other beforehand
-(alignment_weight=1, embedding_dim=4), which theta has to make possible.
+own; one state can then serve both questions, and theta need not tell the tasks apart. `aligned`,
+the preset of that name: beside that, one map for all networks has to explain their states, laid on
+each other beforehand, which theta has to make possible.
 
     python examples/two_output_groups.py --data FOLDER
     python examples/two_output_groups.py --data FOLDER --seeds 0 1 2 --json rows.json
@@ -39,13 +39,14 @@ from torch import Tensor, nn
 
 import dynamo_plugin as dp
 from dynamo_plugin.tasks import RecurrentNetwork, StackedRecurrent, accuracy, train_stacked
+from dynamo_plugin.training import PRESETS
 
 FILES = {"reviews": "imdb.parquet", "news": "ag_news.parquet"}
 """Output group to the texts that its networks learn from."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "free": {},
-    "aligned": {"alignment_weight": 1.0, "embedding_dim": 4, "state_map_solver": "ridge"},
+    "aligned": dict(PRESETS["aligned"]),
 }
 """Settings of the fits, by name."""
 

@@ -196,10 +196,7 @@ def test_two_output_groups_on_texts_made_here(tmp_path: Path) -> None:
         tmp_path,
         *("--data", str(tmp_path), "--networks", "2", "--units", "16", "--token-dim", "4"),
         *("--vocabulary", "12", "--network-steps", "80", "--capture", "100", "--steps", "80"),
-        *(
-            "--tokens",
-            "8",
-        ),
+        *("--tokens", "8"),
     )
     assert [row["variant"] for row in rows] == ["free", "aligned"]
     for row in rows:
