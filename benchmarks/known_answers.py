@@ -20,6 +20,7 @@ import platform
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ from dynamo_plugin.tasks import (
     train_flip_flop_population,
     train_integrator_population,
 )
+from dynamo_plugin.training import PRESETS
 
 EXPERIMENTS = ("tasks", "scaled", "null", "widths")
 TWINS_PER_TASK = 5
@@ -46,6 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, default=EXPERIMENTS)
+    parser.add_argument("--preset", choices=PRESETS, help="settings that go together")
     parser.add_argument("--steps", type=int, default=500, help="updates of the meta-model")
     parser.add_argument("--batch-size", type=int, default=16, help="sequences per update")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
@@ -56,7 +59,8 @@ def main() -> None:
         f"{platform.machine()}, {arguments.threads} threads, Python {platform.python_version()}, "
         f"torch {torch.__version__}, {arguments.steps} steps of {arguments.batch_size} sequences"
     )
-    settings = {"steps": arguments.steps, "batch_size": arguments.batch_size}
+    settings = {**(PRESETS[arguments.preset] if arguments.preset else {})}
+    settings |= {"steps": arguments.steps, "batch_size": arguments.batch_size}
     rows = []
     for seed in arguments.seeds:
         for row in run(seed, arguments.only, settings):
@@ -71,7 +75,7 @@ def main() -> None:
 
 
 def run(
-    seed: int, experiments: Sequence[str], settings: dict[str, int]
+    seed: int, experiments: Sequence[str], settings: dict[str, Any]
 ) -> Iterator[dict[str, object]]:
     """Yield one row per experiment."""
     if "tasks" in experiments or "scaled" in experiments:
@@ -104,7 +108,7 @@ def _tasks(seed: int) -> tuple[dp.Population, dict[str, str]]:
 
 
 def _separation(
-    population: dp.Population, twins: dict[str, str], seed: int, settings: dict[str, int]
+    population: dp.Population, twins: dict[str, str], seed: int, settings: dict[str, Any]
 ) -> dict[str, object]:
     started = time.perf_counter()
     embedding = dp.fit(population, seed=seed, **settings, progress=False)
@@ -148,7 +152,7 @@ def _scaled(population: dp.Population, factor: float) -> dp.Population:
     return dp.open_population(store)
 
 
-def _null(seed: int, settings: dict[str, int]) -> dict[str, object]:
+def _null(seed: int, settings: dict[str, Any]) -> dict[str, object]:
     trained: TaskPopulation = train_flip_flop_population(seed=seed, networks=12, hidden_sizes=(48,))
     population = dp.capture(trained.models, trained.inputs, {}, progress=False)
     embedding = dp.fit(population, seed=seed, **settings, progress=False)
@@ -168,7 +172,7 @@ def _null(seed: int, settings: dict[str, int]) -> dict[str, object]:
     }
 
 
-def _widths(seed: int, settings: dict[str, int]) -> dict[str, object]:
+def _widths(seed: int, settings: dict[str, Any]) -> dict[str, object]:
     trained = train_flip_flop_population(seed=seed, networks=12, hidden_sizes=(32, 64))
     population = dp.capture(
         trained.models, trained.inputs, {}, metadata=trained.metadata, progress=False
