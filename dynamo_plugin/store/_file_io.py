@@ -73,19 +73,17 @@ def read_into(descriptor: int, target: NDArray[np.uint8]) -> int:
 
 
 def write_all(descriptor: int, parts: Sequence[Bytes]) -> None:
-    """Write all pieces, whatever the system takes at a time."""
+    """Write all pieces, whatever the system takes at a time; raises `OSError`."""
     pieces = [memoryview(part).cast("B") for part in parts if len(part)]  # type: ignore[arg-type]
     direct = list(itertools.takewhile(_in_pages, pieces))
     rest = pieces[len(direct) :]
     if sum(map(len, direct)) < _DIRECT_BYTES:
         _write_pieces(descriptor, pieces)
         return
-    with _past_the_cache(descriptor):
-        try:
-            _write_pieces(descriptor, direct)
-        except OSError as error:  # larger pages than the memory's, or a portion of one was taken
-            if error.errno != errno.EINVAL:
-                raise
+    # A disk may want larger pages than the memory's, may have taken a portion of one, or cannot
+    # reach this memory. What the cache does not take either is an error, which it tells.
+    with _past_the_cache(descriptor), contextlib.suppress(OSError):
+        _write_pieces(descriptor, direct)
     _write_pieces(descriptor, direct + rest)
 
 
@@ -124,6 +122,8 @@ def _write_pieces(descriptor: int, rest: list[memoryview]) -> None:
             written = os.writev(descriptor, rest[:_MOST_PIECES])
         else:
             written = os.write(descriptor, rest[0][:_PIECE_BYTES])
+        if not written:  # it would be asked forever
+            raise OSError(errno.EIO, "The file system took none of the bytes")
         while rest and written >= len(rest[0]):
             written -= len(rest.pop(0))
         if written:
@@ -131,11 +131,18 @@ def _write_pieces(descriptor: int, rest: list[memoryview]) -> None:
 
 
 def flush_folder(folder: str) -> None:
-    """Make the names in a folder durable, where the system has a way to."""
+    """Make the names in a folder durable, where system and file system have a way to."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FLUSH:
+            raise
     finally:
         os.close(descriptor)
+
+
+# what file systems answer that flush no folders; one that fails to answers something else
+_NO_FLUSH = {errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
