@@ -7,6 +7,7 @@ import mmap
 import os
 import shutil
 import stat
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["LocalLocation"]
+
+
+# a map need not keep its file open where Python can do without
+_MAP_OPTIONS = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 class LocalLocation(Location):
@@ -152,7 +157,10 @@ class LocalLocation(Location):
             if found is None or found[1].st_size != size:
                 came = "is missing" if found is None else f"has {found[1].st_size} bytes"
                 raise CorruptBlock(f"Expected {size} bytes at {key} of {self}; it {came}.")
-            mapped = mmap.mmap(found[0], size, access=mmap.ACCESS_READ)
+            try:
+                mapped = mmap.mmap(found[0], size, access=mmap.ACCESS_READ, **_MAP_OPTIONS)
+            except (OSError, ValueError):  # files are not mapped here, too many are, or it shrank
+                return None
             return np.frombuffer(mapped, dtype=np.uint8)
 
     def stamp(self, key: str) -> object | None:

@@ -1,7 +1,9 @@
-"""In which order a local disk is told to keep what is written."""
+"""How a folder on a local disk is used: in which order it is told to keep what is written."""
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
 import pickle
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dynamo_plugin.errors import StoreError
+from dynamo_plugin.errors import CorruptBlock, StoreError
 from dynamo_plugin.store import ArrayBlocks
+from dynamo_plugin.store._array_reader import ArrayReader
 from dynamo_plugin.store._blocks import Identity
 from dynamo_plugin.store._documents import ArrayLayout
 from dynamo_plugin.store._local import LocalLocation
@@ -149,3 +152,55 @@ def test_it_goes_to_other_processes_as_an_absolute_path(
         assert (tmp_path / "store/key").read_bytes() == b"x"
         each.delete_key("key")
     assert str(pickle.loads(data)) == str(tmp_path / "store")
+
+
+def array_of_blocks(root: Path, count: int) -> ArrayReader:
+    """Return a reader of an array of as many blocks, of one row each: 0, 1, 2, ..."""
+    location = LocalLocation(root)
+    layout = ArrayLayout("a", (count, 1), "float32", ("row", "unit"))
+    blocks = ArrayBlocks(location, layout, 1, Identity("i"), "array 'a'")
+    blocks.describe()
+    for block in range(count):
+        blocks.commit(blocks.write(block, [np.full((1, 1), block, dtype=np.float32)]))
+    return ArrayReader(location, layout, "array 'a'", Identity("i"))
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENODEV, "x"), ValueError("it shrank")])
+def test_files_that_cannot_be_mapped_are_loaded(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = array_of_blocks(tmp_path, 3)
+
+    def refusing(*arguments: Any, **options: Any) -> mmap.mmap:
+        raise error
+
+    monkeypatch.setattr("dynamo_plugin.store._local.mmap.mmap", refusing)
+    assert LocalLocation(tmp_path).map("a/c.0.0", 4) is None
+    assert reader.read().ravel().tolist() == [0, 1, 2]
+    LocalLocation(tmp_path).set("a/c.1.0", b"1234")
+    with pytest.raises(CorruptBlock, match="Block 1 of array 'a'"):
+        reader.read()
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing says what is open here")
+def test_blocks_do_not_use_up_the_files_that_may_be_open(tmp_path: Path) -> None:
+    """Systems begin with 256 or 1,024 per process, and a population has thousands of blocks."""
+    import resource
+
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+    before = opened()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 100, hard))
+    try:
+        reader = array_of_blocks(tmp_path, 200)
+        assert reader.read().ravel().tolist() == list(range(200))
+        assert opened() < before + 90
+        assert reader.read_ranges(np.array([3, 190]), np.array([2, 1])).ravel().tolist() == [
+            3,
+            4,
+            190,
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
