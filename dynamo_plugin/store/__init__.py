@@ -9,6 +9,7 @@ from dynamo_plugin.store._plan import ModelBlocks, Plan, strided_rows
 from dynamo_plugin.store._values import are_finite
 from dynamo_plugin.store.inputs import PopulationInputs
 from dynamo_plugin.store.joining import join_populations
+from dynamo_plugin.store.model_status import ModelStatus
 from dynamo_plugin.store.model_writer import ModelWriter
 from dynamo_plugin.store.projections import (
     Projection,
@@ -20,7 +21,7 @@ from dynamo_plugin.store.reader import Population, open_population
 from dynamo_plugin.store.stored_inputs import StoredInputs
 from dynamo_plugin.store.verify import Problem, VerifyReport, verify_population
 from dynamo_plugin.store.weighing import Weight, weigh_inputs, weigh_model
-from dynamo_plugin.store.writer import ModelStatus, PopulationWriter
+from dynamo_plugin.store.writer import PopulationWriter
 
 __all__ = [
     "ArrayBlocks",

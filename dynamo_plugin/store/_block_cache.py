@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
+
+if sys.platform != "win32":
+    import resource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,13 +26,14 @@ class BlockCache:
     None means that the storage cannot tell: such blocks do not change while they are open.
     """
 
-    __slots__ = ("_blocks", "_checked", "_loaded", "_lock")
+    __slots__ = ("_blocks", "_checked", "_loaded", "_lock", "_most")
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._checked: dict[tuple[str, int], object] = {}
         self._blocks: OrderedDict[tuple[str, int], tuple[NDArray[Any], bool]] = OrderedDict()
         self._loaded = 0
+        self._most = _most_maps()
 
     def knows(self, key: tuple[str, int], stamp: object | None) -> bool:
         """Return whether a block was checked since its file last changed, or is still loaded."""
@@ -64,7 +69,7 @@ class BlockCache:
             self._checked[key] = stamp
             self._blocks[key] = (data, mapped)
             self._loaded += 0 if mapped else data.nbytes
-            while len(self._blocks) > _MOST_MAPS or (
+            while len(self._blocks) > self._most or (
                 self._loaded > _LOADED_BYTES and len(self._blocks) > 1
             ):
                 self._drop(next(iter(self._blocks)))
@@ -73,3 +78,14 @@ class BlockCache:
         if key in self._blocks:
             data, mapped = self._blocks.pop(key)
             self._loaded -= 0 if mapped else data.nbytes
+
+
+def _most_maps() -> int:
+    """Return how many blocks are kept: before Python 3.13 every map holds a file open.
+
+    Systems begin with 256 or 1,024 open files per process. The rest of them is for others.
+    """
+    if sys.platform == "win32" or sys.version_info >= (3, 13):
+        return _MOST_MAPS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_MAPS if soft == resource.RLIM_INFINITY else max(min(soft // 4, _MOST_MAPS), 1)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import itertools
 import mmap
 import os
 import shutil
@@ -18,29 +16,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynamo_plugin.errors import CorruptBlock, StoreError, StoreExists, StoreNotFound
+from dynamo_plugin.store._file_io import (
+    READ_FLAGS,
+    WRITE_FLAGS,
+    flush_folder,
+    link_if_free,
+    read_into,
+    write_all,
+)
 from dynamo_plugin.store._location import DOCUMENT_BYTES, LEFTOVER_SUFFIX, Bytes, Location
-
-if sys.platform != "win32":
-    import fcntl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = ["LocalLocation"]
 
-# never wait for a pipe that lies where a file should; never follow what was resolved already
-_READ_FLAGS = os.O_RDONLY | sum(
-    getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY")
-)
-_WRITE_FLAGS = (
-    os.O_WRONLY
-    | os.O_CREAT
-    | os.O_EXCL
-    | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_CLOEXEC", "O_BINARY"))
-)
-_MOST_PIECES = 512  # of one writev; POSIX systems take at least 1,024 but for a few
-_DIRECT_BYTES = 2**20  # less is written through the cache of the system
-_PIECE_BYTES = 2**24  # of one read or write, on systems that know no readv and writev
+
+# a map need not keep its file open where Python can do without
+_MAP_OPTIONS = {"trackfd": False} if sys.version_info >= (3, 13) else {}
 
 
 class LocalLocation(Location):
@@ -112,7 +105,7 @@ class LocalLocation(Location):
     def _opened(self, key: str) -> Iterator[tuple[int, os.stat_result] | None]:
         """Yield a descriptor and its status, None where there is no file."""
         try:
-            descriptor = os.open(self._resolved(key), _READ_FLAGS)
+            descriptor = os.open(self._resolved(key), READ_FLAGS)
         except (FileNotFoundError, NotADirectoryError):
             yield None
             return
@@ -141,7 +134,7 @@ class LocalLocation(Location):
             data = np.empty(status.st_size, dtype=np.uint8)
             filled = 0
             while filled < data.size:
-                count = _read_into(descriptor, data[filled:])
+                count = read_into(descriptor, data[filled:])
                 if not count:
                     return data[:filled]
                 filled += count
@@ -164,7 +157,10 @@ class LocalLocation(Location):
             if found is None or found[1].st_size != size:
                 came = "is missing" if found is None else f"has {found[1].st_size} bytes"
                 raise CorruptBlock(f"Expected {size} bytes at {key} of {self}; it {came}.")
-            mapped = mmap.mmap(found[0], size, access=mmap.ACCESS_READ)
+            try:
+                mapped = mmap.mmap(found[0], size, access=mmap.ACCESS_READ, **_MAP_OPTIONS)
+            except (OSError, ValueError):  # files are not mapped here, too many are, or it shrank
+                return None
             return np.frombuffer(mapped, dtype=np.uint8)
 
     def stamp(self, key: str) -> object | None:
@@ -190,26 +186,26 @@ class LocalLocation(Location):
         try:
             self._make_folder(folder)
             try:
-                descriptor = os.open(partial, _WRITE_FLAGS, 0o666)
+                descriptor = os.open(partial, WRITE_FLAGS, 0o666)
             except FileNotFoundError:  # somebody removed the folder since
                 self._folders.clear()
                 self._make_folder(folder)
-                descriptor = os.open(partial, _WRITE_FLAGS, 0o666)
+                descriptor = os.open(partial, WRITE_FLAGS, 0o666)
             try:
                 try:
-                    _write_all(descriptor, parts)
+                    write_all(descriptor, parts)
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
                 if not exclusive:
                     os.replace(partial, path)  # noqa: PTH105
-                elif not _linked(partial, path):
+                elif not link_if_free(partial, path):
                     return False
             except BaseException:
                 with contextlib.suppress(OSError):
                     os.unlink(partial)  # noqa: PTH108
                 raise
-            _flush_folder(os.path.dirname(path))  # noqa: PTH120
+            flush_folder(os.path.dirname(path))  # noqa: PTH120
         except OSError as error:
             raise StoreError(
                 f"Cannot write {key} of {self}: {error}. What was committed before is safe; make "
@@ -238,7 +234,7 @@ class LocalLocation(Location):
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(each)  # noqa: PTH102
             if made or each.startswith(f"{self._root}{os.sep}"):
-                _flush_folder(os.path.dirname(each))  # noqa: PTH120
+                flush_folder(os.path.dirname(each))  # noqa: PTH120
             self._folders.add(each)
 
     def children(self, folder: str) -> list[str]:
@@ -262,7 +258,7 @@ class LocalLocation(Location):
                 shutil.rmtree(path)
             else:
                 os.unlink(path)  # noqa: PTH108
-            _flush_folder(os.path.dirname(path))  # noqa: PTH120
+            flush_folder(os.path.dirname(path))  # noqa: PTH120
         except OSError as error:
             raise StoreError(f"Cannot delete {folder} of {self}: {error}") from error
 
@@ -290,106 +286,3 @@ class LocalLocation(Location):
             return
         except OSError as error:
             raise StoreError(f"Cannot delete {key} of {self}: {error}") from error
-
-
-def _linked(partial: str, path: str) -> bool:
-    """Give a finished file its name unless that is taken; return whether it was free."""
-    try:
-        os.link(partial, path)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # a file system without links: the name first, then the content
-        try:
-            os.close(os.open(path, _WRITE_FLAGS, 0o666))
-        except FileExistsError:
-            return False
-        os.replace(partial, path)  # noqa: PTH105
-        return True
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(partial)  # noqa: PTH108
-    return True
-
-
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
-
-
-def _read_into(descriptor: int, target: NDArray[np.uint8]) -> int:
-    """Read as much as the system gives at a time; return how many bytes."""
-    if hasattr(os, "readv"):
-        return os.readv(descriptor, [target.data])
-    data = os.read(descriptor, min(len(target), _PIECE_BYTES))
-    target[: len(data)] = np.frombuffer(data, dtype=np.uint8)
-    return len(data)
-
-
-def _write_all(descriptor: int, parts: Sequence[Bytes]) -> None:
-    """Write all pieces, whatever the system takes at a time."""
-    pieces = [memoryview(part).cast("B") for part in parts if len(part)]  # type: ignore[arg-type]
-    direct = list(itertools.takewhile(_in_pages, pieces))
-    rest = pieces[len(direct) :]
-    if sum(map(len, direct)) < _DIRECT_BYTES:
-        _write_pieces(descriptor, pieces)
-        return
-    with _past_the_cache(descriptor):
-        try:
-            _write_pieces(descriptor, direct)
-        except OSError as error:  # larger pages than the memory's, or a portion of one was taken
-            if error.errno != errno.EINVAL:
-                raise
-    _write_pieces(descriptor, direct + rest)
-
-
-def _in_pages(piece: memoryview) -> bool:
-    """Return whether a piece is whole pages of memory, which a disk can take as they are."""
-    address = np.frombuffer(piece, dtype=np.uint8).ctypes.data
-    return address % mmap.PAGESIZE == 0 and len(piece) % mmap.PAGESIZE == 0
-
-
-@contextlib.contextmanager
-def _past_the_cache(descriptor: int) -> Iterator[None]:
-    """Have the disk take what is written from where it lies, if the file system can.
-
-    The system would copy every byte into its cache, from which `fsync` has it written all the
-    same, and for which it clears away what others use.
-    """
-    direct = getattr(os, "O_DIRECT", 0)
-    flags = 0
-    if direct:
-        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL)
-        try:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags | direct)
-        except OSError:
-            direct = 0
-    try:
-        yield
-    finally:
-        if direct:
-            fcntl.fcntl(descriptor, fcntl.F_SETFL, flags)
-
-
-def _write_pieces(descriptor: int, rest: list[memoryview]) -> None:
-    """Write pieces, and take off the list what was written."""
-    while rest:
-        if hasattr(os, "writev"):
-            written = os.writev(descriptor, rest[:_MOST_PIECES])
-        else:
-            written = os.write(descriptor, rest[0][:_PIECE_BYTES])
-        while rest and written >= len(rest[0]):
-            written -= len(rest.pop(0))
-        if written:
-            rest[0] = rest[0][written:]
-
-
-def _flush_folder(folder: str) -> None:
-    """Make the names in a folder durable, where the system has a way to."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

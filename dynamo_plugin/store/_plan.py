@@ -13,7 +13,7 @@ from dynamo_plugin.store._blocking import chunk_rows
 from dynamo_plugin.store._blocks import ArrayBlocks, Identity
 from dynamo_plugin.store._documents import ArrayLayout, read_chunk_rows
 from dynamo_plugin.store._keys import path_key
-from dynamo_plugin.store._root import VERSION, ModelHeader, read_model
+from dynamo_plugin.store._root import VERSION, ModelHeader, Root, read_model
 from dynamo_plugin.store._specs import (
     Sizes,
     model_path,
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynamo_plugin.store._location import Location
+    from dynamo_plugin.store.inputs import PopulationInputs
     from dynamo_plugin.types import JSON, TrajectorySpec
 
 __all__ = ["ModelBlocks", "Plan", "add_dependent", "reduction_name", "strided_rows"]
+
+BATCH_SIZE = 64
+"""Samples that blocks are laid out for, unless the configuration names a `batch_size`."""
 
 
 def strided_rows(lengths: NDArray[np.int64], every: int) -> NDArray[np.int64]:
@@ -81,6 +85,20 @@ class Plan:
     """Of the inputs and the configuration."""
     check_data: bool = False
     """Whether blocks count as missing, too, whose data do not agree with their record."""
+
+    @classmethod
+    def of(
+        cls, location: Location, root: Root, inputs: PopulationInputs, *, check_data: bool = False
+    ) -> Plan:
+        """Return the plan of the population that a root document begins."""
+        batch_size = root.config.get("batch_size")
+        return cls(
+            location,
+            inputs.lengths,
+            batch_size if type(batch_size) is int and batch_size > 0 else BATCH_SIZE,
+            Identity(inputs.hash, config_hash=root.config_hash),
+            check_data=check_data,
+        )
 
     def rows(self, every: int = 1) -> int:
         """Return the rows of all samples, counting every so many steps."""

@@ -60,7 +60,7 @@ class _JoinedPopulation(Population):
     def __init__(self, parts: list[Population], owners: dict[str, Population]) -> None:
         first = parts[0]
         headers = {model: owner._model(model) for model, owner in owners.items()}
-        super().__init__(first._location, first._root, first._header, headers)
+        super().__init__(first._location, first._root, first._inputs, headers)
         self._parts = parts
         self._owners = owners
 

@@ -2,26 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dynamo_plugin.errors import IncompleteCapture, InvalidInput, StoreError, UnknownName, suggest
+from dynamo_plugin.errors import (
+    IncompleteCapture,
+    InvalidInput,
+    StoreError,
+    StoreExists,
+    UnknownName,
+    suggest,
+)
 from dynamo_plugin.store._assembler import Assembler
-from dynamo_plugin.store._documents import check_group, group_document, read_chunk_rows
+from dynamo_plugin.store._documents import check_group, group_document, plain_json, read_chunk_rows
 from dynamo_plugin.store._keys import path_key
+from dynamo_plugin.store._plan import add_dependent
 from dynamo_plugin.store._root import ModelHeader, write_model
-from dynamo_plugin.store._specs import model_path
+from dynamo_plugin.store._specs import check_spec, model_path
+from dynamo_plugin.store._strays import clear
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     from dynamo_plugin.store._blocks import ArrayBlocks, BlockRecord
     from dynamo_plugin.store._lease import Lease
-    from dynamo_plugin.store._plan import ModelBlocks
+    from dynamo_plugin.store._plan import ModelBlocks, Plan
+    from dynamo_plugin.types import JSON, TrajectorySpec
 
-__all__ = ["ModelWriter"]
+__all__ = ["ModelWriter", "begin_model"]
+
+
+def begin_model(
+    plan: Plan,
+    lease: Lease,
+    model_id: str,
+    spec: TrajectorySpec,
+    *,
+    metadata: Mapping[str, JSON],
+    model_hash: str,
+    index: int,
+    rewritten: Iterable[tuple[str, int]] | None = None,
+) -> ModelWriter:
+    """Start a model, or go on with one; see `PopulationWriter.begin`."""
+    check_spec(spec)
+    plain = plain_json(dict(metadata), f"The metadata of model {model_id!r}")
+    if index < 0:
+        raise InvalidInput(f"Expected an index of at least 0, got {index}.")
+    header = ModelHeader(model_id, index, spec, plain, model_hash, complete=False)
+    found = plan.begun(model_id, spec, metadata=plain, model_hash=model_hash, index=index)
+    blocks = plan.blocks(model_id, spec, model_hash)
+    counting = plan if rewritten is None else replace(plan, check_data=False)
+    missing = counting.missing_of(blocks)
+    for array_path, block in rewritten or ():
+        missing[array_path].add(block)
+    add_dependent(missing, blocks)
+    lease.check()
+    if plan.check_data:
+        for array in blocks.arrays:
+            clear(array)
+    writer = ModelWriter(header, blocks, missing, lease=lease, found=found)
+    if found is not None and found.complete and not any(writer.missing.values()):
+        raise StoreExists(
+            f"Model {model_id!r} is complete in {plan.location}. To capture it anew, "
+            f"delete the group {model_path(model_id)} first."
+        )
+    return writer
 
 
 class ModelWriter:

@@ -9,30 +9,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from dynamo_plugin.errors import (
-    CorruptBlock,
-    IncompleteCapture,
-    InvalidInput,
-    UnknownName,
-    suggest,
-)
-from dynamo_plugin.store._array_reader import ArrayReader
+from dynamo_plugin.errors import IncompleteCapture, InvalidInput, UnknownName, suggest
 from dynamo_plugin.store._block_cache import BlockCache
-from dynamo_plugin.store._blocks import Identity
-from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_header, read_inputs
+from dynamo_plugin.store._inputs_arrays import read_header
+from dynamo_plugin.store._inputs_reader import InputsReader
 from dynamo_plugin.store._location import Location, StoreLike, locate
-from dynamo_plugin.store._plan import reduction_name, strided_rows
+from dynamo_plugin.store._model_reader import ModelReader
 from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
-from dynamo_plugin.store._specs import Sizes, output_layout, reduction_layouts, site_layouts
-from dynamo_plugin.store.inputs import PopulationInputs, sample_indices
-from dynamo_plugin.store.projections import Projection, fitted_projection, random_projection
-from dynamo_plugin.types import OutputSpec, PopulationSpec, SiteSpec, TrajectorySpec
+from dynamo_plugin.types import OutputSpec, PopulationSpec, TrajectorySpec
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from dynamo_plugin.store._documents import ArrayLayout
-    from dynamo_plugin.types import JSON, RowAxis
+    from dynamo_plugin.store.inputs import PopulationInputs
+    from dynamo_plugin.store.projections import Projection
+    from dynamo_plugin.types import JSON
 
 __all__ = ["Population", "open_population"]
 
@@ -63,7 +54,7 @@ def open_population(store: StoreLike, *, allow_incomplete: bool = False) -> Popu
     """
     location = locate(store, create=False)
     root = read_root(location)
-    inputs = read_header(location, root.inputs_hash, version=root.version)
+    header = read_header(location, root.inputs_hash, version=root.version)
     headers, errors = read_models(location, version=root.version)
     for error in errors.values():
         if not isinstance(error, IncompleteCapture):
@@ -85,7 +76,7 @@ def open_population(store: StoreLike, *, allow_incomplete: bool = False) -> Popu
             f"The population at {location} holds no complete model. Capture some into it with "
             "resume=True."
         )
-    return Population(location, root, inputs, complete)
+    return Population(location, root, InputsReader(location, header), complete)
 
 
 class Population:
@@ -95,42 +86,30 @@ class Population:
     those of sample i are `offsets[i]:offsets[i + 1]` for what was recorded per step.
     """
 
-    __slots__ = (
-        "_cache",
-        "_header",
-        "_inputs",
-        "_location",
-        "_models",
-        "_offsets",
-        "_readers",
-        "_root",
-        "_sample_ids",
-    )
+    __slots__ = ("_cache", "_inputs", "_location", "_models", "_readers", "_root")
 
     def __init__(
         self,
         location: Location,
         root: Root,
-        header: InputsHeader,
+        inputs: InputsReader,
         models: Mapping[str, ModelHeader],
     ) -> None:
         self._location = location
         self._root = root
-        self._header = header
+        self._inputs = inputs
         self._models = dict(models)
-        self._inputs: PopulationInputs | None = None
-        self._offsets: NDArray[np.int64] | None = None
-        self._sample_ids: tuple[str, ...] | None = None
         self._cache = BlockCache()
-        self._readers: dict[str, ArrayReader] = {}
+        self._readers: dict[str, ModelReader] = {}
 
     def __len__(self) -> int:
         return len(self._models)
 
     def __repr__(self) -> str:
+        inputs = self._inputs.header
         return (
-            f"Population({self.location!r}: {len(self)} models, {self._header.samples} samples, "
-            f"{self._header.rows} rows)"
+            f"Population({self.location!r}: {len(self)} models, {inputs.samples} samples, "
+            f"{inputs.rows} rows)"
         )
 
     @property
@@ -188,7 +167,7 @@ class Population:
                 OutputSpec(output.group, output.shape, dtype, output.axis),
             )
         return PopulationSpec(
-            inputs=self._header.spec,
+            inputs=self._inputs.header.spec,
             outputs=tuple(groups[group][1] for group in sorted(groups)),
         )
 
@@ -201,9 +180,7 @@ class Population:
         IncompleteCapture, CorruptBlock
             They are not what was written.
         """
-        if self._inputs is None:
-            self._inputs = read_inputs(self._location, self._header)
-        return self._inputs
+        return self._inputs.inputs
 
     @property
     def offsets(self) -> NDArray[np.int64]:
@@ -214,31 +191,17 @@ class Population:
         IncompleteCapture, CorruptBlock
             They are not what was written.
         """
-        if self._inputs is not None:
-            return self._inputs.offsets
-        if self._offsets is None:
-            offsets = input_reader(self._location, self._header, "offsets").read()
-            if offsets[0] != 0 or offsets[-1] != self._header.rows or (np.diff(offsets) < 1).any():
-                raise CorruptBlock(
-                    f"The offsets of the inputs in {self._location} do not cut "
-                    f"{self._header.rows} rows into samples. Capture again."
-                )
-            offsets.flags.writeable = False
-            self._offsets = offsets
-        return self._offsets
+        return self._inputs.offsets
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """(sample,): number of steps of every sample."""
-        return np.diff(self.offsets)
+        return self._inputs.lengths
 
     @property
     def sample_ids(self) -> tuple[str, ...]:
         """Ids of the samples."""
-        if self._sample_ids is None:
-            reader = input_reader(self._location, self._header, "sample_ids")
-            self._sample_ids = tuple(reader.read_text())
-        return self._sample_ids
+        return self._inputs.sample_ids
 
     def spec(self, model_id: str) -> TrajectorySpec:
         """Return what was recorded of a model.
@@ -288,9 +251,7 @@ class Population:
         UnknownName
             There is no such model.
         """
-        header = self._model(model_id)
-        layouts = [*self._site_layouts(header).values(), self._output_layout(header)]
-        return sum(layout.shape[0] * layout.row_bytes for layout in layouts)
+        return self._reader(model_id).nbytes
 
     def states(
         self, model_id: str, site: str | None = None, *, samples: ArrayLike | None = None
@@ -323,11 +284,7 @@ class Population:
         IncompleteCapture, CorruptBlock
             A block is missing or damaged.
         """
-        header = self._model(model_id)
-        chosen = self._site(header, site)
-        layout = self._site_layouts(header)[chosen.name]
-        reader = self._reader(header, layout, f"site {chosen.name!r} of model {model_id!r}")
-        return self._read(reader, samples, chosen.axis, every=chosen.every)
+        return self._reader(model_id).states(site, samples)
 
     def projection(self, model_id: str, site: str | None = None) -> Projection:
         """Return what the states of a site were projected by, so that they can be mapped back.
@@ -352,22 +309,7 @@ class Population:
         IncompleteCapture, CorruptBlock
             A block is missing or damaged.
         """
-        header = self._model(model_id)
-        chosen = self._site(header, site)
-        kind = None if chosen.reduction is None else chosen.reduction.get("projection")
-        if kind is None:
-            raise InvalidInput(
-                f"The states of site {chosen.name!r} of model {model_id!r} were stored without a "
-                "projection. Capture with reduce={...: Reduction(project=...)} for one."
-            )
-        if kind == "random":
-            return random_projection(chosen)
-        layouts = reduction_layouts(model_id, header.spec, self._sizes)[chosen.name]
-        parts = {
-            name: self._reader(header, layout, reduction_name(name, chosen.name, model_id)).read()
-            for name, layout in layouts.items()
-        }
-        return fitted_projection(chosen, parts)
+        return self._reader(model_id).projection(site)
 
     def outputs(self, model_id: str, *, samples: ArrayLike | None = None) -> NDArray[Any]:
         """Return outputs of a model.
@@ -393,11 +335,7 @@ class Population:
         IncompleteCapture, CorruptBlock
             A block is missing or damaged.
         """
-        header = self._model(model_id)
-        reader = self._reader(
-            header, self._output_layout(header), f"the output of model {model_id!r}"
-        )
-        return self._read(reader, samples, header.spec.output.axis)
+        return self._reader(model_id).outputs(samples)
 
     def _model(self, model_id: str) -> ModelHeader:
         if model_id not in self._models:
@@ -406,56 +344,10 @@ class Population:
             )
         return self._models[model_id]
 
-    def _site(self, header: ModelHeader, name: str | None) -> SiteSpec:
-        """Return the site of this name, or the only one."""
-        sites = {site.name: site for site in header.spec.sites}
-        if name is None:
-            if len(sites) > 1:
-                raise InvalidInput(
-                    f"Expected the name of one of the sites of model {header.id!r}: "
-                    f"{', '.join(sites)}."
-                )
-            (name,) = sites
-        if name not in sites:
-            raise UnknownName(f"Model {header.id!r} has no site {name!r}. {suggest(name, sites)}")
-        return sites[name]
-
-    def _site_layouts(self, header: ModelHeader) -> dict[str, ArrayLayout]:
-        return site_layouts(header.id, header.spec, self._sizes)
-
-    def _output_layout(self, header: ModelHeader) -> ArrayLayout:
-        return output_layout(header.id, header.spec, self._sizes)
-
-    @property
-    def _sizes(self) -> Sizes:
-        return Sizes(self._header.samples, self._count_rows, self._root.version)
-
-    def _count_rows(self, every: int) -> int:
-        """Return the rows of all samples; those of every step need no offsets."""
-        if every == 1:
-            return self._header.rows
-        return int(strided_rows(self.lengths, every).sum())
-
-    def _reader(self, header: ModelHeader, layout: ArrayLayout, where: str) -> ArrayReader:
-        if layout.path not in self._readers:
-            identity = Identity(self._root.inputs_hash, header.model_hash, self._root.config_hash)
-            self._readers[layout.path] = ArrayReader(
-                self._location, layout, where, identity, cache=self._cache
+    def _reader(self, model_id: str) -> ModelReader:
+        header = self._model(model_id)
+        if model_id not in self._readers:
+            self._readers[model_id] = ModelReader(
+                self._location, self._root, header, self._inputs, self._cache
             )
-        return self._readers[layout.path]
-
-    def _read(
-        self, reader: ArrayReader, samples: ArrayLike | None, axis: RowAxis, *, every: int = 1
-    ) -> NDArray[Any]:
-        """Return the rows of some samples, or all rows."""
-        if samples is None:
-            return reader.read()
-        chosen = sample_indices(samples, self._header.samples)
-        if axis == "sample":
-            return reader.read_ranges(chosen, np.ones_like(chosen))
-        if every == 1:
-            starts = self.offsets[chosen]
-            return reader.read_ranges(starts, self.offsets[chosen + 1] - starts)
-        counts = strided_rows(self.lengths, every)
-        ends = np.cumsum(counts)
-        return reader.read_ranges((ends - counts)[chosen], counts[chosen])
+        return self._readers[model_id]

@@ -9,7 +9,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
@@ -24,9 +23,10 @@ from dynamo_plugin.store._array_reader import ArrayReader
 from dynamo_plugin.store._blocks import Identity
 from dynamo_plugin.store._documents import check_group
 from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_header, read_inputs
+from dynamo_plugin.store._inputs_reader import InputsReader
 from dynamo_plugin.store._keys import path_key
 from dynamo_plugin.store._location import Location, StoreLike, locate
-from dynamo_plugin.store._plan import reduction_name, strided_rows
+from dynamo_plugin.store._plan import reduction_name
 from dynamo_plugin.store._root import ModelHeader, Root, read_models, read_root
 from dynamo_plugin.store._specs import (
     Sizes,
@@ -38,8 +38,6 @@ from dynamo_plugin.store._specs import (
 from dynamo_plugin.store._strays import block_number, strays
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from dynamo_plugin.types import JSON
 
 __all__ = ["Problem", "ProblemKind", "VerifyReport", "verify_population"]
@@ -163,7 +161,6 @@ class _Verifier:
     problems: list[Problem] = field(default_factory=list)
     blocks: int = 0
     bytes: int = 0
-    lengths: NDArray[np.int64] | None = None
 
     def report(self, *, models: int) -> VerifyReport:
         return VerifyReport(
@@ -203,8 +200,12 @@ class _Verifier:
             self.note(error)
             return
         arrays: list[tuple[ArrayReader, ModelHeader | None]] = [*self._input_arrays(header)]
+        inputs = InputsReader(self.location, header)
         for model in headers.values():
-            arrays += self._model_arrays(model, header, root)
+            try:
+                arrays += self._model_arrays(model, inputs, root)
+            except StoreError as error:  # of the offsets, without which no array is judged
+                self.note(error, model=model.id)
         total = sum(reader.blocks.count for reader, _ in arrays)
         with tqdm(total=total, unit="block", file=sys.stderr, disable=not progress) as bar:
             for reader, owner in arrays:
@@ -225,7 +226,7 @@ class _Verifier:
                 self.note(error, array=layout.path)
 
     def _model_arrays(
-        self, model: ModelHeader, header: InputsHeader, root: Root
+        self, model: ModelHeader, inputs: InputsReader, root: Root
     ) -> Iterator[tuple[ArrayReader, ModelHeader]]:
         if not model.complete:
             self.note(
@@ -235,7 +236,7 @@ class _Verifier:
                 ),
                 model=model.id,
             )
-        sizes = Sizes(header.samples, partial(self._count_rows, header), root.version)
+        sizes = Sizes(inputs.header.samples, inputs.count_rows, root.version)
         reductions = reduction_layouts(model.id, model.spec, sizes)
         folders = ["states", "outputs"]
         if reductions:
@@ -284,14 +285,6 @@ class _Verifier:
                 "It is never read; delete it, or have dynamo-plugin repair do so."
             )
             self.problems.append(Problem(name, path, None, "unexpected", message))
-
-    def _count_rows(self, header: InputsHeader, every: int) -> int:
-        """Return the rows of all samples, counting every so many steps."""
-        if every == 1:
-            return header.rows
-        if self.lengths is None:
-            self.lengths = np.diff(input_reader(self.location, header, "offsets").read())
-        return int(strided_rows(self.lengths, every).sum())
 
     def _note_missing(self, reader: ArrayReader, model: str | None, committed: set[int]) -> None:
         """Name the blocks without a record, the first ones singly: their number is unchecked."""

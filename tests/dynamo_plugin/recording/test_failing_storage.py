@@ -159,11 +159,16 @@ class FailingSystem:
         return call
 
 
+def replace_system(patch: pytest.MonkeyPatch, system: FailingSystem) -> None:
+    for module in ("_local", "_file_io"):
+        patch.setattr(f"dynamo_plugin.store.{module}.os", system)
+
+
 @contextmanager
 def failing(names: set[str], fails: Callable[[int], bool], code: int) -> Iterator[FailingSystem]:
     with pytest.MonkeyPatch.context() as patch:
         system = FailingSystem(names, fails, code)
-        patch.setattr("dynamo_plugin.store._local.os", system)
+        replace_system(patch, system)
         yield system
 
 
@@ -265,7 +270,7 @@ def test_writes_in_small_portions(
 
     for kind in (Portions, NoPieces):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("dynamo_plugin.store._local.os", kind(set(), lambda k: False, 0))
+            replace_system(patch, kind(set(), lambda k: False, 0))
             run(tmp_path / kind.__name__)
             assert verify_population(tmp_path / kind.__name__).ok
         assert content(tmp_path / kind.__name__) == on_disk

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -435,3 +436,34 @@ def test_inputs_must_have_their_hash(files: dict[str, bytes]) -> None:
         _ = open_population(store).inputs
     (problem,) = verify_population(store).problems
     assert "have hash" in problem.message
+
+
+def every_second_step(example: Any) -> Any:
+    """Return the example with only every second step of its first site."""
+    steps = np.concatenate([np.arange(length) for length in example.inputs.lengths])
+    specs, states = {}, {}
+    for model_id, spec in example.specs.items():
+        first, *others = spec.sites
+        specs[model_id] = replace(spec, sites=(replace(first, every=2), *others))
+        rows = example.states[model_id]
+        states[model_id] = rows | {first.name: rows[first.name][steps % 2 == 0]}
+    return replace(example, specs=specs, states=states)
+
+
+def test_what_the_number_of_rows_hangs_on(example: Any) -> None:
+    """Where only some steps are stored, the offsets say how many; `verify` lives without them."""
+    files = snapshot(every_second_step(example))
+    assert verify_population(as_store(files)).ok
+    reference = read_everything(as_store(files))
+    for key in [key for key in files if key.startswith("inputs/offsets/")]:
+        for damaged in (None, b"", files[key][:-1] + bytes([files[key][-1] ^ 1])):
+            changed = {name: data for name, data in files.items() if name != key}
+            if damaged is not None:
+                changed[key] = damaged
+            assert_noticed(changed, key, reference)
+            report = verify_population(as_store(changed))
+            named = {problem.model for problem in report.problems}
+            assert named == {None, *example.specs}  # these cannot be judged
+            arrays = {problem.array for problem in report.problems}
+            assert arrays == {None, "inputs/offsets"}
+            assert report.blocks > 0  # the other inputs

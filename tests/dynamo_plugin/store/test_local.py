@@ -1,4 +1,4 @@
-"""In which order a local disk is told to keep what is written."""
+"""How a folder on a local disk is used: in which order it is told to keep what is written."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from dynamo_plugin.errors import StoreError
+from dynamo_plugin.errors import CorruptBlock, StoreError
 from dynamo_plugin.store import ArrayBlocks
+from dynamo_plugin.store._array_reader import ArrayReader
 from dynamo_plugin.store._blocks import Identity
 from dynamo_plugin.store._documents import ArrayLayout
 from dynamo_plugin.store._local import LocalLocation
@@ -60,7 +58,8 @@ def test_a_block_is_on_the_disk_before_its_record(
     layout = ArrayLayout("states/s", (4, 2), "float32", ("row", "unit"))
     blocks = ArrayBlocks(LocalLocation(root), layout, 4, Identity("i"), "site 's'")
     watched = Watched(root)
-    monkeypatch.setattr("dynamo_plugin.store._local.os", watched)
+    for module in ("_local", "_file_io"):
+        monkeypatch.setattr(f"dynamo_plugin.store.{module}.os", watched)
     blocks.commit(blocks.write(0, [np.zeros((4, 2), dtype=np.float32)]))
     written = [("writev", "partial"), ("fsync", "partial")]
     assert watched.done == [
@@ -90,7 +89,8 @@ def test_folders_that_somebody_else_made_are_flushed_too(
     (tmp_path / "a/b").mkdir(parents=True)
     location = LocalLocation(tmp_path)
     watched = Watched(tmp_path)
-    monkeypatch.setattr("dynamo_plugin.store._local.os", watched)
+    for module in ("_local", "_file_io"):
+        monkeypatch.setattr(f"dynamo_plugin.store.{module}.os", watched)
     location.set("a/b/key", b"x")
     assert watched.done[:2] == [("fsync", "."), ("fsync", "a")]
     assert location.create("a/b/other", b"x")
@@ -154,101 +154,53 @@ def test_it_goes_to_other_processes_as_an_absolute_path(
     assert str(pickle.loads(data)) == str(tmp_path / "store")
 
 
-def in_pages(size: int, *, seed: int = 0) -> NDArray[np.uint8]:
-    """Return bytes that begin at a page of the memory."""
-    room = np.frombuffer(mmap.mmap(-1, size + 1), dtype=np.uint8)[:size]
-    room[:] = np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)
-    return room
+def array_of_blocks(root: Path, count: int) -> ArrayReader:
+    """Return a reader of an array of as many blocks, of one row each: 0, 1, 2, ..."""
+    location = LocalLocation(root)
+    layout = ArrayLayout("a", (count, 1), "float32", ("row", "unit"))
+    blocks = ArrayBlocks(location, layout, 1, Identity("i"), "array 'a'")
+    blocks.describe()
+    for block in range(count):
+        blocks.commit(blocks.write(block, [np.full((1, 1), block, dtype=np.float32)]))
+    return ArrayReader(location, layout, "array 'a'", Identity("i"))
 
 
-PAGE = mmap.PAGESIZE
-pieces = st.lists(
-    st.one_of(
-        st.integers(1, 40).map(lambda pages: in_pages(pages * PAGE, seed=pages)),
-        st.integers(1, 3 * PAGE).map(lambda size: in_pages(size, seed=size)),
-        st.integers(1, 3 * PAGE).map(lambda size: in_pages(size + 1, seed=size)[1:]),
-    ),
-    min_size=1,
-    max_size=6,
-)
-
-
-@settings(max_examples=50, deadline=None)
-@given(pieces)
-def test_whole_pages_go_past_the_cache(
-    tmp_path_factory: pytest.TempPathFactory, parts: list[NDArray[np.uint8]]
+@pytest.mark.parametrize("error", [OSError(errno.ENODEV, "x"), ValueError("it shrank")])
+def test_files_that_cannot_be_mapped_are_loaded(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("dynamo_plugin.store._local._DIRECT_BYTES", 8 * PAGE)
-        location = LocalLocation(tmp_path_factory.mktemp("direct"))
-        location.set_parts("key", parts)
-        found = location.get("key")
-        assert found is not None
-        assert found.tobytes() == b"".join(part.tobytes() for part in parts)
+    reader = array_of_blocks(tmp_path, 3)
+
+    def refusing(*arguments: Any, **options: Any) -> mmap.mmap:
+        raise error
+
+    monkeypatch.setattr("dynamo_plugin.store._local.mmap.mmap", refusing)
+    assert LocalLocation(tmp_path).map("a/c.0.0", 4) is None
+    assert reader.read().ravel().tolist() == [0, 1, 2]
+    LocalLocation(tmp_path).set("a/c.1.0", b"1234")
+    with pytest.raises(CorruptBlock, match="Block 1 of array 'a'"):
+        reader.read()
 
 
-class Picky:
-    """Stands for `os` on a system that takes other portions, or whose disk wants larger pages."""
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing says what is open here")
+def test_blocks_do_not_use_up_the_files_that_may_be_open(tmp_path: Path) -> None:
+    """Systems begin with 256 or 1,024 per process, and a population has thousands of blocks."""
+    import resource
 
-    def __init__(self, portion: int | None = None, *, refuse_after: int | None = None) -> None:
-        self.portion = portion
-        self.refuse_after = refuse_after
-        self.direct: list[bool] = []
+    def opened() -> int:
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def writev(self, descriptor: int, given: list[memoryview]) -> int:
-        import fcntl
-
-        direct = bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
-        self.direct.append(direct)
-        if direct and self.refuse_after is not None and len(self.direct) > self.refuse_after:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return os.writev(descriptor, [given[0][: self.portion]])
-
-
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system always writes through a cache")
-@pytest.mark.parametrize(
-    "system",
-    [
-        Picky(),
-        Picky(3 * PAGE),
-        Picky(3 * PAGE + 100),
-        Picky(refuse_after=0),
-        Picky(PAGE, refuse_after=2),
-    ],
-    ids=["takes all", "takes pages", "takes less", "takes none", "stops taking"],
-)
-def test_what_a_disk_does_not_take_goes_through_the_cache(
-    system: Picky, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dynamo_plugin.store._local.os", system)
-    parts = [in_pages(2**20, seed=1), in_pages(2**18, seed=2), in_pages(1000, seed=3)]
-    location = LocalLocation(tmp_path)
-    location.set_parts("key", parts)
-    assert (tmp_path / "key").read_bytes() == b"".join(part.tobytes() for part in parts)
-    assert system.direct[0]
-    assert not system.direct[-1]  # of the tail, which is no whole page
-    system.direct.clear()
-    location.set("small", b"s" * 100)
-    assert system.direct == [False]
-
-
-@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="this system always writes through a cache")
-def test_a_file_system_that_cannot_go_past_its_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import fcntl
-
-    real = fcntl.fcntl
-
-    def refusing(descriptor: int, command: int, *arguments: int) -> int:
-        if command == fcntl.F_SETFL:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-        return real(descriptor, command, *arguments)
-
-    monkeypatch.setattr("dynamo_plugin.store._local.fcntl.fcntl", refusing)
-    data = in_pages(2**20)
-    LocalLocation(tmp_path).set_parts("key", [data])
-    assert (tmp_path / "key").read_bytes() == data.tobytes()
+    before = opened()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (before + 100, hard))
+    try:
+        reader = array_of_blocks(tmp_path, 200)
+        assert reader.read().ravel().tolist() == list(range(200))
+        assert opened() < before + 90
+        assert reader.read_ranges(np.array([3, 190]), np.array([2, 1])).ravel().tolist() == [
+            3,
+            4,
+            190,
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
