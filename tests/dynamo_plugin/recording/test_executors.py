@@ -21,7 +21,7 @@ from dynamo_plugin.errors import (
     NonFiniteStates,
     StoreLocked,
 )
-from dynamo_plugin.recording import capture, ledgers
+from dynamo_plugin.recording import capture, ledgers, pump
 from dynamo_plugin.recording.executors import connected
 from dynamo_plugin.recording.factories import ConfiguredModel
 from dynamo_plugin.store import Population, PopulationWriter, open_population, verify_population
@@ -159,6 +159,8 @@ def test_workers_report_in_spans(
 
     monkeypatch.setattr(ledgers.CoordinatorLedger, "take", take)
     monkeypatch.setattr("dynamo_plugin.store._blocking.BLOCK_BYTES", 400)
+    # Written at once, whatever else the machine does: a thread that lags writes one long span.
+    monkeypatch.setattr(pump.Pump, "put", lambda self, *block: self._work(*block))
     with ThreadPoolExecutor(1) as pool:
         population = run(tmp_path / "p", executor=pool)
     assert len(reports) > len(MODELS)

@@ -68,7 +68,7 @@ def test_shares_written_at_once_are_a_serial_capture(
     captures: Any, content: Content, uninterrupted: dict[str, bytes], tmp_path: Path
 ) -> None:
     store = tmp_path / "population.zarr"
-    running = [captures.begin(store, share=[index, 2], pause=0.05) for index in range(2)]
+    running = [captures.begin(store, share=[index, 2], pause=0.2) for index in range(2)]
     wait_for(store, DATA)
     assert captures.run(store, share=[0, 3]).startswith("StoreLocked: Another writer is at work")
     assert captures.run(store, resume=True).startswith("StoreLocked: Another writer is at work")
