@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.registry.interfaces import Adapter
     from dynamo_plugin.types import JSON
 
-__all__ = ["capture", "checked_groups", "checked_models", "options_of_adapter"]
+__all__ = ["capture", "check_positive", "checked_groups", "checked_models", "options_of_adapter"]
 
 
 def capture(
@@ -201,10 +201,13 @@ def capture(
     (('a', 'b'), ('lstm',), (24, 5))
     """
     sources = checked_models(models)
-    _check_positive(batch_size=batch_size, workers=workers, threads=threads)
+    check_positive(batch_size=batch_size, workers=workers, threads=threads)
+    if on_error not in ("raise", "continue"):
+        raise InvalidInput(f"on_error must be 'raise' or 'continue'; got {on_error!r}.")
+    part = _as_share(share)
     if (resume or repair) and overwrite:
         raise InvalidInput("resume and repair keep what overwrite deletes; give one of them.")
-    if share is not None and (overwrite or repair):
+    if part is not None and (overwrite or repair):
         raise InvalidInput(
             "a share of the models is recorded beside others, so that it can neither overwrite nor "
             "repair; do that without share first."
@@ -242,7 +245,7 @@ def capture(
         given,
         config,
         list(sources),
-        share=Share(*share) if isinstance(share, tuple) else share,
+        share=part,
         threads=threads,
         resume=resume or repair,
         repair=repair,
@@ -300,12 +303,21 @@ def _summary(failures: Sequence[DynamoError], models: int) -> DynamoError:
     )
 
 
-def _check_positive(**values: int | None) -> None:
+def check_positive(**values: int | None) -> None:
+    """Refuse options that are no positive integers; `threads` may be None."""
     for name, value in values.items():
         if value is None and name == "threads":
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InvalidInput(f"{name} must be a positive integer; got {value!r}.")
+
+
+def _as_share(share: Share | tuple[int, int] | None) -> Share | None:
+    if share is None or isinstance(share, Share):
+        return share
+    if isinstance(share, tuple | list) and [type(part) for part in share] == [int, int]:
+        return Share(*share)
+    raise InvalidInput(f"share must be (index, count), two integers; got {share!r}.")
 
 
 def _refuse_autocast() -> None:

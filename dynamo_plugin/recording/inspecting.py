@@ -15,10 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from dynamo_plugin.errors import DynamoError, InvalidInput
+from dynamo_plugin.errors import DynamoError
 from dynamo_plugin.recording.adapters import AdapterChoice
 from dynamo_plugin.recording.batching import Batching
-from dynamo_plugin.recording.capturing import checked_groups, checked_models, options_of_adapter
+from dynamo_plugin.recording.capturing import (
+    check_positive,
+    checked_groups,
+    checked_models,
+    options_of_adapter,
+)
 from dynamo_plugin.recording.factories import ConfiguredModel
 from dynamo_plugin.recording.inputs import as_population_inputs
 from dynamo_plugin.recording.inspection import ArrayInspection, InspectReport, ModelInspection
@@ -109,9 +114,7 @@ def inspect_models(
     1     a  torch_recurrent  output3-per-step  (3,)              72.0
     """
     sources = checked_models(models)
-    for name, value in {"batch_size": batch_size, "workers": workers}.items():
-        if type(value) is not int or value < 1:
-            raise InvalidInput(f"{name} must be a positive integer; got {value!r}.")
+    check_positive(batch_size=batch_size, workers=workers, threads=threads)
     groups = checked_groups(output_groups, tuple(sources))
     given = as_population_inputs(
         inputs,

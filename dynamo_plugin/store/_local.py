@@ -280,8 +280,10 @@ class LocalLocation(Location):
 
     def delete_key(self, key: str) -> None:
         """Remove one key; see `Location.delete_key`."""
+        path = self._parent(key)
         try:
-            os.unlink(self._parent(key))  # noqa: PTH108
+            os.unlink(path)  # noqa: PTH108
+            flush_folder(os.path.dirname(path))  # noqa: PTH120
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:

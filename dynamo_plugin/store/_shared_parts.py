@@ -102,6 +102,7 @@ def begin_shared_once(
     location: Location, given: Root, inputs: PopulationInputs, deadline: float
 ) -> None:
     """Begin a population unless another writer does; then wait until it is there."""
+    begun = False
     while True:
         try:
             root = read_root(location)
@@ -110,7 +111,8 @@ def begin_shared_once(
             if set(given.models or ()) <= set(root.models or ()):
                 return
         except StoreError:  # not there, or not to the end
-            pass
+            if begun:  # nor is what was just written
+                raise
         try:
             lease = Lease(location, None)
         except StoreLocked:
@@ -126,6 +128,7 @@ def begin_shared_once(
             else:
                 check_same(location, root, given, inputs)
                 complete_shared(location, root, given, inputs)
+            begun = True
         finally:
             lease.release()
 

@@ -186,6 +186,10 @@ def test_bad_models_are_refused(models: Any, message: str) -> None:
     ("options", "error", "message"),
     [
         ({"batch_size": 0}, InvalidInput, "batch_size must be a positive integer"),
+        ({"on_error": "ignore"}, InvalidInput, "on_error must be 'raise' or 'continue'"),
+        ({"share": (1, 2, 3)}, InvalidInput, "share must be .index, count., two integers"),
+        ({"share": ("0", "2")}, InvalidInput, "share must be"),
+        ({"share": 2}, InvalidInput, "share must be"),
         ({"resume": True, "overwrite": True}, InvalidInput, "give one of them"),
         ({"metadata": {"b": {}}}, InvalidInput, "lacks 'a' and has rows for no model: 'b'"),
         ({"output_groups": {"b": "x"}}, InvalidInput, "Did you mean|Known: a"),

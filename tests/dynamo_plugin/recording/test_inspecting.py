@@ -173,6 +173,7 @@ def test_room_is_that_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ({"batch_size": 0}, "batch_size must be a positive integer"),
         ({"workers": 0}, "workers must be a positive integer"),
+        ({"threads": 0}, "threads must be a positive integer"),
         ({"reduce": {"*": {"every": 0}}}, "every must be a positive integer"),
         ({"samples": 11}, "from 1 to 10"),
         ({"output_groups": {"b": "x"}}, "Known: a"),

@@ -34,7 +34,7 @@ class Watched:
 
     def __getattr__(self, name: str) -> Any:
         real = getattr(os, name)
-        if name not in ("open", "close", "fsync", "writev", "replace", "link", "mkdir"):
+        if name not in ("open", "close", "fsync", "writev", "replace", "link", "mkdir", "unlink"):
             return real
 
         def call(*arguments: Any) -> Any:
@@ -43,6 +43,9 @@ class Watched:
                 self.files[result] = self._name(arguments[0])
             elif name in ("fsync", "writev"):
                 self.done.append((name, self.files[arguments[0]]))
+            elif name == "unlink":
+                if not arguments[0].endswith(".partial"):
+                    self.done.append((name, self._name(arguments[0])))
             elif name in ("replace", "link", "mkdir"):
                 self.done.append((name, self._name(arguments[-1 if name != "mkdir" else 0])))
             return result
@@ -81,6 +84,21 @@ def test_a_block_is_on_the_disk_before_its_record(
         *written,
         *(("replace", "states/s/commits/0.json"), ("fsync", "states/s/commits")),
     ]
+
+
+def test_what_is_taken_back_stays_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that no power failure brings a record back beside data that were written since."""
+    location = LocalLocation(tmp_path)
+    location.set("a/commits/0.json", b"x")
+    watched = Watched(tmp_path)
+    for module in ("_local", "_file_io"):
+        monkeypatch.setattr(f"dynamo_plugin.store.{module}.os", watched)
+    location.delete_key("a/commits/0.json")
+    assert watched.done == [("unlink", "a/commits/0.json"), ("fsync", "a/commits")]
+    watched.done.clear()
+    location.delete_key("a/commits/0.json")
+    location.delete_key("b/c")
+    assert watched.done == []
 
 
 def test_folders_that_somebody_else_made_are_flushed_too(

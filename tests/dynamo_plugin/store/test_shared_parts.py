@@ -10,7 +10,13 @@ from typing import Any
 
 import pytest
 
-from dynamo_plugin.errors import IncompleteCapture, InvalidInput, StoreExists, StoreLocked
+from dynamo_plugin.errors import (
+    CorruptBlock,
+    IncompleteCapture,
+    InvalidInput,
+    StoreExists,
+    StoreLocked,
+)
 from dynamo_plugin.store import PopulationWriter, Share, open_population, verify_population
 from dynamo_plugin.store._lease import Lease
 from dynamo_plugin.store._location import locate
@@ -103,4 +109,20 @@ def test_a_writer_of_a_share_waits_for_the_one_that_begins(tmp_path: Path, examp
     assert (tmp_path / "inputs/zarr.json").exists()
     with pytest.raises(InvalidInput, match="configuration with which"):
         PopulationWriter.join(tmp_path, example.inputs, **options | {"config": {"x": 1}})
+    assert not (tmp_path / "leases").exists()
+
+
+def test_storage_that_does_not_keep_the_inputs_is_not_written_forever(
+    tmp_path: Path, example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+
+    def unreadable(location: Any, header: Any) -> None:
+        begun.append(str(header))
+        raise CorruptBlock("not what was written")
+
+    monkeypatch.setattr("dynamo_plugin.store._shared_parts.read_inputs", unreadable)
+    with pytest.raises(CorruptBlock, match="not what was written"):
+        PopulationWriter.join(tmp_path, example.inputs, config={}, models=["a"], share=Share(0, 2))
+    assert len(begun) == 1
     assert not (tmp_path / "leases").exists()
