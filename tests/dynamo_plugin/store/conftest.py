@@ -25,11 +25,11 @@ class Example:
     metadata: dict[str, dict[str, Any]]
     config: dict[str, Any] = field(default_factory=lambda: {"batch_size": 4, "note": "é", "x": 0.1})
 
-    def write(self, store: StoreLike, **options: Any) -> PopulationWriter:
-        writer = PopulationWriter.create(store, self.inputs, config=self.config, **options)
-        for model_id in self.specs:
-            self.write_model(writer, model_id)
-        return writer
+    def write(self, store: StoreLike, **options: Any) -> None:
+        """Write all of it; nothing of the writer is left, nor of its lease."""
+        with PopulationWriter.create(store, self.inputs, config=self.config, **options) as writer:
+            for model_id in self.specs:
+                self.write_model(writer, model_id)
 
     def write_model(self, writer: PopulationWriter, model_id: str, portion: int = 5) -> None:
         model = writer.begin(

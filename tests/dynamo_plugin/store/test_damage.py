@@ -53,7 +53,7 @@ def snapshot(example: Any) -> dict[str, bytes]:
     files: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dynamo_plugin.store._blocking.BLOCK_BYTES", 60)
-        example.write(MemoryStore(files), models=list(example.specs)).close()
+        example.write(MemoryStore(files), models=list(example.specs))
     return {key: buffer.to_bytes() for key, buffer in files.items()}
 
 
@@ -353,8 +353,11 @@ def test_what_is_no_population(tmp_path: Path) -> None:
 def test_verify_names_what_is_wrong(tmp_path: Path, example: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dynamo_plugin.store._blocking.BLOCK_BYTES", 60)
-        writer = example.write(tmp_path / "p", models=["GRU/3", "plain", "never begun"])
-        writer.begin("begun", example.specs["plain"], metadata={}, model_hash="h", index=3)
+        example.write(tmp_path / "p", models=["GRU/3", "plain", "never begun"])
+        with PopulationWriter.resume(
+            tmp_path / "p", example.inputs, config=example.config
+        ) as writer:
+            writer.begin("begun", example.specs["plain"], metadata={}, model_hash="h", index=3)
     states = tmp_path / "p" / STATES
     (states / "commits/2.json").unlink()
     (states / "c.0.0").write_bytes(bytes(48))

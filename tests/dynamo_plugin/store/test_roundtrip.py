@@ -165,7 +165,7 @@ def test_fsspec_mapping(tmp_path: Path, example: Any) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 def test_zipped_copy_can_be_read(tmp_path: Path, example: Any) -> None:
-    example.write(tmp_path / "population").close()
+    example.write(tmp_path / "population")
     shutil.make_archive(str(tmp_path / "copy"), "zip", tmp_path / "population")
     with ZipStore(tmp_path / "copy.zip", mode="r") as store:
         assert_same(open_population(store), example)

@@ -36,7 +36,7 @@ def original(example: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     store: Path = tmp_path_factory.mktemp("original") / "p"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("dynamo_plugin.store._blocking.BLOCK_BYTES", 60)
-        example.write(store, models=list(example.specs)).close()
+        example.write(store, models=list(example.specs))
     return store
 
 
@@ -373,7 +373,7 @@ NAMES += ["\x00", "\n\x1b[31m", "\N{RIGHT-TO-LEFT OVERRIDE}txt", "x" * 5000, "%2
 
 def test_names_never_become_paths(tmp_path: Path, example_of: Callable[..., Any]) -> None:
     example = example_of(ids=tuple(NAMES))
-    example.write(tmp_path / "deep" / "inside").close()
+    example.write(tmp_path / "deep" / "inside")
     assert [path.name for path in tmp_path.iterdir()] == ["deep"]
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["inside"]
     for path in (tmp_path / "deep" / "inside").rglob("*"):
