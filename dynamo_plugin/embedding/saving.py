@@ -32,7 +32,7 @@ from dynamo_plugin.types import InputSpec, OutputSpec, PopulationSpec, StageSpec
 __all__ = ["load_embedding", "require_writable", "save_embedding"]
 
 FORMAT: Final = "dynamo-embedding"
-VERSION: Final = 2
+VERSION: Final = 3
 DOCUMENT: Final = "embedding.json"
 TENSORS: Final = "tensors.safetensors"
 
@@ -181,7 +181,7 @@ def _parse(source: Path, text: str) -> dict[str, Any]:
         raise UnsupportedFormat(f"{source / DOCUMENT} is not JSON: {error}.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UnsupportedFormat(f"{source / DOCUMENT} does not describe a {FORMAT}.")
-    if document.get("version") not in (1, VERSION):
+    if document.get("version") not in (1, 2, VERSION):
         raise UnsupportedFormat(
             f"{source} has version {document.get('version')!r} of the embedding format; this "
             f"release reads versions up to {VERSION}. Use the release that wrote it."
@@ -192,9 +192,20 @@ def _parse(source: Path, text: str) -> dict[str, Any]:
 def _upgraded(
     document: dict[str, Any], tensors: dict[str, torch.Tensor]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Return a document of version 1, which knew recurrent networks and free affine maps only, and
-    its tensors, as version 2 writes them."""
-    if document["version"] == VERSION:
+    """Return a document of an older version, and its tensors, as this one writes them.
+
+    Version 1 knew recurrent networks and free affine maps only. Under version 2, transformers had
+    other positions, and `stem="auto"` chose other stems: the same weights would run, and do
+    something else.
+    """
+    family = document["config"]["family"]
+    if document["version"] == 2 and family in ("transformer", "resnet"):
+        raise UnsupportedFormat(
+            f"This embedding of the family {family!r} was written under version 2 of the format, "
+            "from which on the family computes something else with the same weights. Fit again, or "
+            "use the release that wrote it."
+        )
+    if document["version"] > 1:
         return document, tensors
     settings = {"state_map": "affine", "state_map_solver": "gradient", "alignment_weight": 0.0}
     old, new = "state_maps.", "state_maps.hidden."

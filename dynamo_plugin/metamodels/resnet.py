@@ -103,11 +103,11 @@ class ResNetMetaModel(MetaModel):
         self.block = block or kind
         self.width = width or (16 if stages == 3 else 64)
         self.norm = norm
-        self.stem_kind = stem
+        self.stem_kind = _fitting_stem(spec) if stem == "auto" else stem
         self.token_embedding = None
         channels = spec.inputs.shape[0]
         normalise = functools.partial(_make_norm, norm)
-        self.stem = _make_stem(spec, channels, self.width, stem, normalise)
+        self.stem = _make_stem(self.stem_kind, channels, self.width, normalise)
         expansion = EXPANSION if self.block == "bottleneck" else 1
         make = _bottleneck if self.block == "bottleneck" else _basic
         self.stages = nn.ModuleList()
@@ -229,10 +229,7 @@ def _make_norm(norm: Norm, channels: int) -> nn.Module:
     )
 
 
-def _make_stem(
-    spec: PopulationSpec, channels: int, width: int, stem: Stem, normalise: _NormMaker
-) -> nn.Sequential:
-    kind = _fitting_stem(spec) if stem == "auto" else stem
+def _make_stem(kind: str, channels: int, width: int, normalise: _NormMaker) -> nn.Sequential:
     if kind in ("small", "strided"):
         return nn.Sequential(
             nn.Conv2d(channels, width, 3, STEM_STRIDES[kind], 1, bias=False),

@@ -16,7 +16,22 @@ if TYPE_CHECKING:
     from dynamo_plugin.store._location import Location
     from dynamo_plugin.store.inputs import PopulationInputs
 
-__all__ = ["InputsReader"]
+__all__ = ["InputsReader", "read_offsets"]
+
+
+def read_offsets(location: Location, header: InputsHeader) -> NDArray[np.int64]:
+    """Return (sample + 1,) offsets of the samples in the rows, read-only.
+
+    Raises `CorruptBlock` where they do not cut all rows into samples.
+    """
+    offsets = input_reader(location, header, "offsets").read()
+    if offsets[0] != 0 or offsets[-1] != header.rows or (np.diff(offsets) < 1).any():
+        raise CorruptBlock(
+            f"The offsets of the inputs in {location} do not cut {header.rows} rows into samples. "
+            "Capture again."
+        )
+    offsets.flags.writeable = False
+    return offsets
 
 
 class InputsReader:
@@ -48,14 +63,7 @@ class InputsReader:
         if self._inputs is not None:
             return self._inputs.offsets
         if self._offsets is None:
-            offsets = input_reader(self._location, self.header, "offsets").read()
-            if offsets[0] != 0 or offsets[-1] != self.header.rows or (np.diff(offsets) < 1).any():
-                raise CorruptBlock(
-                    f"The offsets of the inputs in {self._location} do not cut "
-                    f"{self.header.rows} rows into samples. Capture again."
-                )
-            offsets.flags.writeable = False
-            self._offsets = offsets
+            self._offsets = read_offsets(self._location, self.header)
         return self._offsets
 
     @property

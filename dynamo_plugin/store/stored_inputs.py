@@ -10,6 +10,7 @@ from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store._array_reader import ArrayReader
 from dynamo_plugin.store._block_cache import BlockCache
 from dynamo_plugin.store._inputs_arrays import input_reader, read_header
+from dynamo_plugin.store._inputs_reader import read_offsets
 from dynamo_plugin.store._root import read_root
 from dynamo_plugin.store.inputs import as_batch, sample_indices
 
@@ -59,7 +60,7 @@ class StoredInputs:
     def offsets(self) -> NDArray[np.int64]:
         """(sample + 1,): sample i is the rows offsets[i]:offsets[i + 1]."""
         if self._offsets is None:
-            self._offsets = input_reader(self._location, self.header, "offsets").read()
+            self._offsets = read_offsets(self._location, self.header)
         return self._offsets
 
     @property

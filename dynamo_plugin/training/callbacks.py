@@ -21,7 +21,7 @@ class Callback:
 
     What they are given has `step`, `config`, `ids`, `thetas` ((model, embedding_dim), a copy),
     `history` and `stop(reason)`, which ends the fit after the step in hand. With several processes,
-    only those of the first one are called.
+    only those of the first one are called, and see the thetas of the last look.
     """
 
     def begin(self, fit: Trainer) -> None:

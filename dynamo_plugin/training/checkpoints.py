@@ -71,9 +71,9 @@ class CheckpointFolder:
         self.path = Path(path)
         self.identity = json.loads(json.dumps(identity))
         found = self._found()
-        if self.path.exists() and not found and any(self.path.iterdir()):
-            held = {entry.name for entry in self.path.iterdir()}
-            if not all(name.startswith(".") for name in held):
+        if self.path.exists() and not found:
+            folder = self.path.is_dir()
+            if not folder or any(not e.name.startswith(".") for e in self.path.iterdir()):
                 raise StoreExists(
                     f"{self.path} exists and holds no checkpoints, so it is not touched. Choose "
                     "another folder."

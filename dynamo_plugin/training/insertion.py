@@ -23,11 +23,13 @@ from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.training.alignment import rotation_onto
 from dynamo_plugin.training.building import choose_output_losses, output_terms
 from dynamo_plugin.training.config import FitConfig
+from dynamo_plugin.training.evaluation import samples_per_batch
 from dynamo_plugin.training.objective import Objective
 from dynamo_plugin.training.rates import learning_rate
 from dynamo_plugin.training.sampler import draw_batches
 from dynamo_plugin.training.settling import settle
 from dynamo_plugin.training.targets import Targets
+from dynamo_plugin.training.trainer import ROWS_PER_PASS
 
 __all__ = ["Inserted", "insert"]
 
@@ -123,15 +125,18 @@ def insert(
         disable=not progress,
     )
     for step, (models, some) in enumerate(bar):
-        here = models.to(device)
         if step in (0, config.steps // 2):
             order = torch.randperm(len(samples), generator=generator)
             _align(objective, targets, samples[order[:ALIGNED_SAMPLES]], first=step == 0)
         optimiser.zero_grad(set_to_none=True)
-        terms = objective(targets.batch(models, some), here)
-        loss = terms.hidden + config.output_weight * terms.output
-        loss = loss + config.alignment_weight * terms.aligned
-        (loss + config.theta_decay / 2 * objective.thetas.square().sum(1)).sum().backward()
+        rows = len(some) * targets.rows_per_sample(some)
+        for part in models.split(max(ROWS_PER_PASS // rows, 1)):
+            here = part.to(device)
+            terms = objective(targets.batch(part, some), here)
+            loss = terms.hidden + config.output_weight * terms.output
+            loss = loss + config.alignment_weight * terms.aligned
+            penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
+            (loss + penalty).sum().backward()
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * learning_rate(step, config)
         optimiser.step()
@@ -211,21 +216,23 @@ def _products(
     tuple of Tensor
         (model, width of p, max units) and (model,).
     """
-    thetas, maps = objective.thetas, objective.state_maps[stage] if shared is None else shared
-    models = torch.arange(len(targets.ids))
-    here = models.to(thetas.device)
-    products: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-    for chunk in samples.split(16):
-        batch = targets.batch(models, chunk)
-        states = objective.meta_model(
-            batch.inputs[None], thetas[:, None], batch.lengths[None]
-        ).states[stage]
-        rows = states if shared is None else shared(states, here, thetas)
-        rows = (rows * batch.masks[stage][..., None]).flatten(1, 2)
-        own = maps.normalise(batch.states[stage], here).flatten(1, 2)
-        products = products + rows.mT @ own
-        squares = squares + rows.square().sum((1, 2))
-    assert isinstance(products, Tensor)
-    assert isinstance(squares, Tensor)
-    return products, squares
+    maps = objective.state_maps[stage] if shared is None else shared
+    everything = torch.arange(len(targets.ids))
+    products, squares = [], []
+    for models in everything.split(64):
+        here = models.to(objective.thetas.device)
+        thetas = objective.thetas[here]
+        product, square = objective.thetas.new_zeros(()), objective.thetas.new_zeros(())
+        for chunk in samples.split(samples_per_batch(targets, samples, models=len(models))):
+            batch = targets.batch(models, chunk)
+            states = objective.meta_model(
+                batch.inputs[None], thetas[:, None], batch.lengths[None]
+            ).states[stage]
+            rows = states if shared is None else shared(states, here, thetas)
+            rows = (rows * batch.masks[stage][..., None]).flatten(1, 2)
+            own = maps.normalise(batch.states[stage], here).flatten(1, 2)
+            product = product + rows.mT @ own
+            square = square + rows.square().sum((1, 2))
+        products.append(product)
+        squares.append(square)
+    return torch.cat(products), torch.cat(squares)

@@ -78,7 +78,10 @@ class OwnReadouts:
             solution = torch.linalg.solve(gram + torch.diag_embed(penalty), cross)
             residual = square - (2 * solution * cross - solution * (gram @ solution)).sum((1, 2))
             spread = square - total.square().sum(1) / count
-            r2[members[group]] = (1 - residual / spread.clamp(min=1e-300)).cpu()
+            # What never changes is its own offset; rounding must not be divided by rounding.
+            constant = spread <= 1e-12 * square
+            explained = 1 - residual / spread.masked_fill(constant, 1.0)
+            r2[members[group]] = explained.masked_fill(constant, 1.0).cpu()
             weights[group] = solution.float()
         return cls(members, weights, r2)
 

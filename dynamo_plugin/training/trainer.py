@@ -154,13 +154,19 @@ class Trainer:
         """See `FittedModels.history`."""
         self._losses = torch.zeros(2, device=device)
         self._last_thetas = objective.thetas.detach().clone()
+        self._everyone = self._whole.thetas.detach().clone()
         if latest is not None:
             self._go_on_from(latest)
 
     @property
     def thetas(self) -> Tensor:
-        """(model, embedding_dim): a copy of the thetas as they are now, on the CPU."""
-        return self.ranks.gather(self._objective.thetas.detach(), len(self.ids)).cpu().clone()
+        """(model, embedding_dim): a copy of the thetas on the CPU, as they are now.
+
+        With several processes, of which callbacks run in one, as they were at the last look.
+        """
+        if self.ranks.size == 1:
+            return self._objective.thetas.detach().cpu().clone()
+        return self._everyone.cpu().clone()
 
     def stop(self, reason: str) -> None:
         """End the fit after the step in hand; what it found so far is the result."""
@@ -195,7 +201,7 @@ class Trainer:
                     # Batches of steps that a checkpoint has behind it are drawn and passed over.
                     for models, samples in islice(batches, self.step, config.steps):
                         self._advance(models, samples)
-                        if interrupt.requested:
+                        if interrupt.requested and self.step < config.steps:
                             self.stop("interrupted")
                         for callback in self._callbacks:
                             callback.step(self)
@@ -308,6 +314,7 @@ class Trainer:
         self.history.append(row)
         self._losses.zero_()
         self._last_thetas = self._objective.thetas.detach().clone()
+        self._everyone = self.ranks.gather(self._last_thetas, models)
         for callback in self._callbacks:
             callback.look(self, row)
         if config.patience is not None and has_settled(

@@ -15,6 +15,7 @@ from dynamo_plugin.analyses import analyse
 from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
 from dynamo_plugin.errors import DuplicateName, InvalidInput, UnknownName
 from dynamo_plugin.store import Population, open_population
+from dynamo_plugin.training import insertion
 
 SAMPLES, TIME, INPUTS, UNITS = 60, 12, 2, 6
 KINDS = (0.0, 1.0)
@@ -117,6 +118,17 @@ def test_a_network_joins_its_like(places: tuple[Path, Path]) -> None:
         assert str(own.idxmin()).startswith(f"{kind:g}-")
         like = [name for name in own.index if name.startswith(f"{kind:g}-")]
         assert own[like].max() < own.drop(like).min()
+
+
+def test_models_in_several_passes_are_the_same(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedding = _fitted(places, steps=20, state_map_solver="ridge", alignment_weight=1.0)
+    new = open_population(places[1])
+    whole = embedding.insert(new, steps=10, device="cpu", progress=False)
+    monkeypatch.setattr(insertion, "ROWS_PER_PASS", 1)
+    parts = embedding.insert(new, steps=10, device="cpu", progress=False)
+    torch.testing.assert_close(parts.thetas, whole.thetas, rtol=1e-4, atol=1e-5)
 
 
 def test_one_more_of_a_population_that_was_embedded_in_part(

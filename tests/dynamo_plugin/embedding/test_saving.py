@@ -45,13 +45,17 @@ def test_round_trip_to_the_bit(embedding: ModelEmbedding, folder: Path) -> None:
     assert loaded.population.ids == embedding.population.ids
 
 
-def test_version_1_is_read() -> None:
-    """Written by the release before stages; `expected.json` holds what it computed then."""
-    golden = Path(__file__).parent / "golden" / "version1"
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_versions_are_read(version: int) -> None:
+    """Written before stages (1) and before resumed fits (2); `expected.json` holds what the code of
+    then computed."""
+    golden = Path(__file__).parent / "golden" / f"version{version}"
     expected = json.loads((golden / "expected.json").read_text())
     inputs = torch.tensor(expected["inputs"])
     loaded = load_embedding(golden)
     assert loaded.config.state_map == "affine"
+    assert (loaded.common_maps is None) == (version == 1)
+    assert loaded.stopped is None
     for model, values in expected["models"].items():
         network = loaded.render(model)
         torch.testing.assert_close(network(inputs), torch.tensor(values["outputs"]))
@@ -141,9 +145,10 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "version 99 .* reads versions up to 2"),
+        ({"version": 99}, "version 99 .* reads versions up to 3"),
         ({"format": "something"}, "does not describe a dynamo-embedding"),
         ({"spec": {}}, "KeyError"),
+        ({"version": 2, "config": {"family": "transformer"}}, "something else with the same"),
         ({"units": {"hidden": [1, 1, 1]}}, "size mismatch"),
     ],
 )

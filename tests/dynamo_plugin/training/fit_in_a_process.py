@@ -41,6 +41,9 @@ def main() -> None:
         def begin(self, fit: Trainer) -> None:
             ranks.append(fit.ranks.rank)
 
+        def step(self, fit: Trainer) -> None:
+            assert len(fit.thetas) == len(fit.ids)  # asks no other process
+
     embedding = fit(
         open_population(population),
         device="cpu",

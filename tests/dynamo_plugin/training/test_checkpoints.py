@@ -100,6 +100,8 @@ def test_a_folder_of_something_else_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(StoreExists, match="not touched"):
         CheckpointFolder(tmp_path, identity=IDENTITY, resume=True)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(StoreExists, match="not touched"):
+        CheckpointFolder(tmp_path / "thesis.tex", identity=IDENTITY, resume=True)
 
 
 def test_one_fit_at_a_time(tmp_path: Path) -> None:

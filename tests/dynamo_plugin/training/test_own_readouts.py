@@ -116,3 +116,18 @@ def test_agreement_is_that_of_the_readout_on_emulated_states(
 
 def test_states_that_were_not_stored_have_no_readout(strided: Population) -> None:
     assert OwnReadouts.find(Targets(strided, sites=None, device=CPU), torch.arange(10)) is None
+
+
+def test_outputs_that_never_change_are_their_own_offset(
+    write_population: Callable[..., Population],
+) -> None:
+    rng = np.random.default_rng(0)
+    population = write_population(
+        {name: rng.normal(size=(sum(LENGTHS), 3)).astype(np.float32) for name in "ab"},
+        {name: np.full((len(LENGTHS), 2), 7.3, np.float32) for name in "ab"},
+        rng.normal(size=(sum(LENGTHS), 2)).astype(np.float32),
+        LENGTHS,
+    )
+    found = OwnReadouts.find(Targets(population, sites=None, device=CPU), torch.arange(30))
+    assert found is not None
+    assert found.r2.tolist() == [1, 1]
