@@ -246,7 +246,8 @@ class ModelEmbedding:
         """Return this embedding with further networks in it, of which it takes a few seconds each.
 
         The meta-model and all thetas and state maps stay as they are, to the bit; only those of the
-        new networks are fitted.
+        new networks are fitted. The meta-model has never learned what is private to these, so that
+        they are emulated less well than the others; `fidelity` says how well.
 
         Parameters
         ----------
