@@ -1,6 +1,6 @@
 """Does theta tell networks apart that differ, and leave alone those that do not?
 
-    python benchmarks/separation.py --data DIR --folder DIR --preset aligned [--only imdb_size]
+    python benchmarks/separation.py --data DIR --folder DIR [--only imdb_size]
 
 For every population of benchmarks/separation_populations.py: the silhouette (Rousseeuw 1987,
 doi:10.1016/0377-0427(87)90125-7) of the true groups under the distances of a fit with default

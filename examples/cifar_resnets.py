@@ -9,7 +9,7 @@ network learns to emulate all of them. One fit per hidden loss and weight of the
     python examples/cifar_resnets.py --data cifar10.parquet
     python examples/cifar_resnets.py --data cifar10.parquet --condition size --depth 14
     python examples/cifar_resnets.py --data cifar10.parquet --hidden-losses l2 --output-weights 1 \\
-        --set alignment_weight=1 'family_options={"depth": 20, "width": 32}'
+        --set 'family_options={"depth": 20, "width": 32}'
 
 A Parquet file needs the columns split ("train" or "test"), label (0 to 9) and jpeg (an encoded
 image, 32 by 32). The table shows, per variant, held-out hidden R2 and what channels that all

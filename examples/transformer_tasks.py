@@ -9,7 +9,7 @@ that all copy, halved at random, among which there is nothing to find.
     python examples/transformer_tasks.py
     python examples/transformer_tasks.py --seeds 0 1 2 --json rows.json
     python examples/transformer_tasks.py --conditions tasks --conditionings film \\
-        --set alignment_weight=1 embedding_dim=4
+        --set embedding_dim=4
 
 The table shows held-out hidden R2, agreement of decisions at every step, and the silhouette of the
 groups for every kind of distance, beside those of pairwise comparison.

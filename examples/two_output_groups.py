@@ -5,14 +5,14 @@ al. 2015, arXiv:1509.01626: four classes). All are captured on texts of both kin
 meta-model emulates them all, with one readout per output group. A theta is then a network that can
 be asked both questions; that of the average network of each group is, at the end.
 
-Two variants are fitted. `free`: the default settings, where every network has a state map of its
-own; one state can then serve both questions, and theta need not tell the tasks apart. `aligned`,
-the preset of that name: beside that, one map for all networks has to explain their states, laid on
-each other beforehand, which theta has to make possible.
+Two variants are fitted. `paper`: every network has a state map of its own, and theta is learned
+with everything else; one state can then serve both questions, and theta need not tell the tasks
+apart. `default`: beside that, one map for all networks has to explain their states, laid on each
+other beforehand, which the leading dimensions of theta have to make possible.
 
     python examples/two_output_groups.py --data FOLDER
     python examples/two_output_groups.py --data FOLDER --seeds 0 1 2 --json rows.json
-    python examples/two_output_groups.py --data FOLDER --variants free --set hidden_loss=l1
+    python examples/two_output_groups.py --data FOLDER --variants paper --set hidden_loss=l1
 
 The folder has imdb.parquet and ag_news.parquet, with the columns split ("train" or "test"), label
 and text. Per variant, the first table shows held-out hidden R2 and agreement of decisions by output
@@ -45,8 +45,8 @@ FILES = {"reviews": "imdb.parquet", "news": "ag_news.parquet"}
 """Output group to the texts that its networks learn from."""
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "free": {},
-    "aligned": dict(PRESETS["aligned"]),
+    "paper": dict(PRESETS["paper"]),
+    "default": {},
 }
 """Settings of the fits, by name."""
 

@@ -28,7 +28,7 @@ def command(
     family: Annotated[str, typer.Option(help="Meta-model family.")] = "gru",
     preset: Annotated[
         str | None,
-        typer.Option(help="Settings that go together: paper, or aligned; others come on top."),
+        typer.Option(help="Settings that go together: paper; others come on top."),
     ] = None,
     embedding_dim: Annotated[
         str | None, typer.Option(help="Length of theta, or auto. [default: 16]")
@@ -82,7 +82,7 @@ def command(
       dynamo-plugin fit population.zarr --output embedding
       dynamo-plugin fit population.zarr --steps 2000 --seed 1 --json
       dynamo-plugin fit population.zarr --set family_options='{"units": 256}' --set held_out=0.1
-      dynamo-plugin fit population.zarr --preset aligned
+      dynamo-plugin fit population.zarr --preset paper
       dynamo-plugin fit population.zarr --resume
       torchrun --nproc-per-node 4 -m dynamo_plugin fit population.zarr
 

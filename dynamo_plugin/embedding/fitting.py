@@ -45,6 +45,10 @@ def fit(
 
         1/N sum_n E_x [ 1/T sum_t d_h(V_n(h~_t), h_t) ] + lambda E_x [ 1/T sum_t d_y(G(h~_t), y_t) ]
 
+    By default the leading dimensions of theta are learned first, under one further map for all
+    models on aligned states, and say what distinguishes the networks; the others, small, say what
+    is private to each. `PRESETS["paper"]` are the settings of the paper.
+
     Parameters
     ----------
     population
@@ -64,10 +68,11 @@ def fit(
         or one's own.
     **settings
         The fields of `dynamo_plugin.training.FitConfig`: family, family_options, embedding_dim,
-        sites, state_map, state_map_solver, alignment_weight, hidden_loss, hidden_scale,
-        output_loss, output_weight, token_init, steps, batch_size, length_buckets,
-        models_per_step, learning_rate, theta_learning_rate, theta_decay, theta_std, schedule,
-        warmup, clip, patience, min_improvement, min_theta_movement, held_out, seed.
+        leading_dim, leading_share, private_scale, sites, state_map, state_map_solver,
+        alignment_weight, hidden_loss, hidden_scale, output_loss, output_weight, token_init,
+        steps, batch_size, length_buckets, models_per_step, learning_rate, theta_learning_rate,
+        token_learning_rate, theta_decay, theta_init, theta_std, schedule, warmup, clip, patience,
+        min_improvement, min_theta_movement, held_out, seed.
 
     Returns
     -------

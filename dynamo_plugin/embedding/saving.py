@@ -32,7 +32,7 @@ from dynamo_plugin.types import InputSpec, OutputSpec, PopulationSpec, StageSpec
 __all__ = ["load_embedding", "require_writable", "save_embedding"]
 
 FORMAT: Final = "dynamo-embedding"
-VERSION: Final = 3
+VERSION: Final = 4
 DOCUMENT: Final = "embedding.json"
 TENSORS: Final = "tensors.safetensors"
 
@@ -181,7 +181,7 @@ def _parse(source: Path, text: str) -> dict[str, Any]:
         raise UnsupportedFormat(f"{source / DOCUMENT} is not JSON: {error}.") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UnsupportedFormat(f"{source / DOCUMENT} does not describe a {FORMAT}.")
-    if document.get("version") not in (1, 2, VERSION):
+    if document.get("version") not in range(1, VERSION + 1):
         raise UnsupportedFormat(
             f"{source} has version {document.get('version')!r} of the embedding format; this "
             f"release reads versions up to {VERSION}. Use the release that wrote it."
@@ -196,7 +196,8 @@ def _upgraded(
 
     Version 1 knew recurrent networks and free affine maps only. Under version 2, transformers had
     other positions, and `stem="auto"` chose other stems: the same weights would run, and do
-    something else.
+    something else. Up to version 3, all dimensions of theta were learned together, and readouts did
+    not see theta unless that was said.
     """
     family = document["config"]["family"]
     if document["version"] == 2 and family in ("transformer", "resnet"):
@@ -205,6 +206,14 @@ def _upgraded(
             "from which on the family computes something else with the same weights. Fit again, or "
             "use the release that wrote it."
         )
+    if document["version"] < 4:
+        dim = tensors["thetas"].shape[1]
+        options = dict(document["config"]["family_options"])
+        if family in ("gru", "lstm", "rnn", "resnet", "transformer", "residual"):
+            options.setdefault("readout", "shared")
+        learned = {"embedding_dim": dim, "leading_dim": dim, "theta_init": "random"}
+        config = {**document["config"], **learned, "family_options": options}
+        document = {**document, "config": config}
     if document["version"] > 1:
         return document, tensors
     settings = {"state_map": "affine", "state_map_solver": "gradient", "alignment_weight": 0.0}
@@ -241,9 +250,7 @@ def _assemble(
     family = get_registry().load("meta_model", config.family)
     with torch.random.fork_rng(devices=[]):  # the initial values are overwritten below
         meta_model = family(spec, embedding_dim=dim, **config.family_options)
-        state_maps, common_maps = make_state_maps(
-            config, meta_model.stage_units, document["units"], embedding_dim=dim
-        )
+        state_maps, common_maps = make_state_maps(config, meta_model.stage_units, document["units"])
     for prefix, module in (
         ("meta_model.", meta_model),
         ("state_maps.", state_maps),

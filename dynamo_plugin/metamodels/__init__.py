@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dynamo_plugin.metamodels._readouts import Readout
 from dynamo_plugin.metamodels.gru import GRUMetaModel
 from dynamo_plugin.metamodels.lstm import LSTMMetaModel
 from dynamo_plugin.metamodels.recurrent import RecurrentMetaModel
@@ -19,6 +20,7 @@ from dynamo_plugin.metamodels.state_maps import (
     SolvableStateMaps,
     StageMaps,
     StateMaps,
+    aligned_units,
 )
 from dynamo_plugin.metamodels.transformer import TransformerMetaModel
 
@@ -32,6 +34,7 @@ __all__ = [
     "MLPStateMaps",
     "OrthogonalStateMaps",
     "RNNMetaModel",
+    "Readout",
     "RecurrentMetaModel",
     "ResNetMetaModel",
     "ResidualMetaModel",
@@ -40,4 +43,5 @@ __all__ = [
     "StageMaps",
     "StateMaps",
     "TransformerMetaModel",
+    "aligned_units",
 ]

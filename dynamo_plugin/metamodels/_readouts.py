@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from dynamo_plugin.errors import InvalidInput, suggest
 from dynamo_plugin.types import PopulationSpec
 
-__all__ = ["last_step", "make_readouts", "make_slopes", "read_outputs"]
+__all__ = ["Readout", "last_step", "make_readouts", "make_slopes", "read_outputs"]
+
+
+Readout = Literal["shared", "conditional"]
+"""Whether theta enters the readouts: `shared`, G does not see theta (the paper); `conditional`,
+G(theta) = G_0 + sum_k theta_k G_k, so that theta says how the state is read, too."""
 
 
 def make_readouts(spec: PopulationSpec, units: int) -> nn.ModuleList:
@@ -20,8 +27,24 @@ def make_readouts(spec: PopulationSpec, units: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(units, math.prod(output.shape)) for output in spec.outputs)
 
 
-def make_slopes(spec: PopulationSpec, units: int, embedding_dim: int) -> nn.ParameterList:
-    """Return what theta adds to every readout, (embedding_dim, units + 1, size) each; zero."""
+def make_slopes(
+    spec: PopulationSpec, units: int, embedding_dim: int, readout: Readout
+) -> nn.ParameterList | None:
+    """Return what theta adds to every readout, (embedding_dim, units + 1, size) each; zero.
+
+    None where readouts are shared.
+
+    Raises
+    ------
+    InvalidInput
+        If there is no such kind of readout.
+    """
+    if readout not in get_args(Readout):
+        raise InvalidInput(
+            f"There is no readout {readout!r}. {suggest(readout, get_args(Readout))}"
+        )
+    if readout == "shared":
+        return None
     return nn.ParameterList(
         nn.Parameter(torch.zeros(embedding_dim, units + 1, math.prod(output.shape)))
         for output in spec.outputs

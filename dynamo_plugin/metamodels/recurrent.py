@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dynamo_plugin.errors import InvalidInput, suggest
 from dynamo_plugin.metamodels._cells import Cell
 from dynamo_plugin.metamodels._readouts import (
+    Readout,
     last_step,
     make_readouts,
     make_slopes,
@@ -25,9 +26,6 @@ __all__ = ["Conditioning", "RecurrentMetaModel"]
 
 Conditioning = Literal["bias", "film", "low_rank"]
 """How theta enters a recurrent meta-model, see `RecurrentMetaModel`."""
-
-Readout = Literal["shared", "conditional"]
-"""Whether theta enters the readouts of a recurrent meta-model."""
 
 TOKEN_STD = 0.1
 """Standard deviation of the initial token embedding. At PyTorch's 1, what distinguishes tokens is
@@ -64,8 +62,7 @@ class RecurrentMetaModel(MetaModel):
     rank
         Of each A_k B_k, where the conditioning is `low_rank`.
     readout
-        `shared`: G does not see theta (the paper). `conditional`: G(theta) = G_0 + sum_k theta_k
-        G_k, so that theta says how the state is read, too.
+        `conditional` or `shared` (the paper), see `Readout`.
     """
 
     cell: ClassVar[type[Cell]]
@@ -79,7 +76,7 @@ class RecurrentMetaModel(MetaModel):
         token_dim: int = 128,
         conditioning: Conditioning = "bias",
         rank: int = 8,
-        readout: Readout = "shared",
+        readout: Readout = "conditional",
     ) -> None:
         super(MetaModel, self).__init__()
         for name, value in (
@@ -90,10 +87,7 @@ class RecurrentMetaModel(MetaModel):
         ):
             if value < 1:
                 raise InvalidInput(f"{name} must be at least 1, got {value}.")
-        for name, chosen, known in (
-            ("conditioning", conditioning, get_args(Conditioning)),
-            ("readout", readout, get_args(Readout)),
-        ):
+        for name, chosen, known in (("conditioning", conditioning, get_args(Conditioning)),):
             if chosen not in known:
                 raise InvalidInput(f"There is no {name} {chosen!r}. {suggest(str(chosen), known)}")
         if spec.inputs.kind == "array":
@@ -131,9 +125,7 @@ class RecurrentMetaModel(MetaModel):
             nn.init.uniform_(parameter, -bound, bound)
         self.readouts = make_readouts(spec, units)
         self.readout = readout
-        self.readout_theta = (
-            make_slopes(spec, units, embedding_dim) if readout == "conditional" else None
-        )
+        self.readout_theta = make_slopes(spec, units, embedding_dim, readout)
         if conditioning == "film":
             self.gain_theta = nn.Parameter(torch.zeros(rows, embedding_dim))
         if conditioning == "low_rank":
@@ -151,6 +143,15 @@ class RecurrentMetaModel(MetaModel):
             "rank": self.rank,
             "readout": self.readout,
         }
+
+    def theta_weights(self) -> list[tuple[Tensor, int]]:
+        """See `MetaModel.theta_weights`."""
+        weights: list[tuple[Tensor, int]] = [(self.weight_theta, 1)]
+        if self.conditioning == "film":
+            weights.append((self.gain_theta, 1))
+        if self.conditioning == "low_rank":
+            weights.append((self.left_theta, 0))
+        return [*weights, *((slopes, 0) for slopes in self.readout_theta or ())]
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Turn ids into token embeddings; leave features as they are.

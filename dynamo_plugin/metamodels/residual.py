@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamo_plugin.errors import InvalidInput
-from dynamo_plugin.metamodels._readouts import make_readouts, read_outputs
+from dynamo_plugin.metamodels._readouts import Readout, make_readouts, make_slopes, read_outputs
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.types import JSON, PopulationSpec, Trajectory
 
@@ -31,11 +31,20 @@ class ResidualMetaModel(MetaModel):
         Length of theta.
     units
         Width of the states.
+    readout
+        `conditional` or `shared` (the paper), see `dynamo_plugin.metamodels.Readout`.
     """
 
     layered = True
 
-    def __init__(self, spec: PopulationSpec, *, embedding_dim: int, units: int = 128) -> None:
+    def __init__(
+        self,
+        spec: PopulationSpec,
+        *,
+        embedding_dim: int,
+        units: int = 128,
+        readout: Readout = "conditional",
+    ) -> None:
         super(MetaModel, self).__init__()
         for name, value in (("embedding_dim", embedding_dim), ("units", units)):
             if value < 1:
@@ -59,10 +68,23 @@ class ResidualMetaModel(MetaModel):
         )
         self.stage_units = {stage.name: units for stage in spec.stages}
         self.readouts = make_readouts(spec, units)
+        self.readout: Readout = readout
+        self.readout_theta = make_slopes(spec, units, embedding_dim, readout)
 
     def options(self) -> dict[str, JSON]:
         """Return the keyword arguments that rebuild this meta-model from the same spec."""
-        return {"embedding_dim": self.embedding_dim, "units": self.units}
+        return {
+            "embedding_dim": self.embedding_dim,
+            "units": self.units,
+            "readout": self.readout,
+        }
+
+    def theta_weights(self) -> list[tuple[Tensor, int]]:
+        """See `MetaModel.theta_weights`."""
+        return [
+            *((layer.weight, 1) for layer in self.theta_maps),
+            *((slopes, 0) for slopes in self.readout_theta or ()),
+        ]
 
     def forward(self, inputs: Tensor, theta: Tensor, lengths: Tensor) -> Trajectory:
         """Run the network; see `MetaModel.forward`.
@@ -80,5 +102,7 @@ class ResidualMetaModel(MetaModel):
         ):
             hidden = hidden + outer(F.tanh(inner(hidden) + theta_map(theta)))
             states[stage.name] = hidden.unsqueeze(-2)
-        outputs = read_outputs(self.spec, self.readouts, final=hidden)
+        outputs = read_outputs(
+            self.spec, self.readouts, final=hidden, theta=theta, slopes=self.readout_theta
+        )
         return Trajectory(states, outputs, lengths.to(hidden.device).expand(hidden.shape[:-1]))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamo_plugin.errors import InvalidInput
-from dynamo_plugin.metamodels._readouts import make_readouts, read_outputs
+from dynamo_plugin.metamodels._readouts import Readout, make_readouts, make_slopes, read_outputs
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.types import JSON, PopulationSpec, Trajectory
 
@@ -72,6 +72,8 @@ class ResNetMetaModel(MetaModel):
         stride 2, and pooling. `auto`: the one whose stages have the positions of the recorded ones,
         so that nothing is computed on a finer grid to be averaged afterwards; where there is none,
         large for images of at least 64, and small for others.
+    readout
+        `conditional` or `shared` (the paper), see `dynamo_plugin.metamodels.Readout`.
     """
 
     layered = True
@@ -87,6 +89,7 @@ class ResNetMetaModel(MetaModel):
         width: int | None = None,
         norm: Norm = "batch",
         stem: Stem = "auto",
+        readout: Readout = "conditional",
     ) -> None:
         super(MetaModel, self).__init__()
         stages = len(spec.stages)
@@ -129,6 +132,8 @@ class ResNetMetaModel(MetaModel):
         }
         self.units = self.widths[-1]
         self.readouts = make_readouts(spec, self.units)
+        self.readout: Readout = readout
+        self.readout_theta = make_slopes(spec, self.units, embedding_dim, readout)
 
     def options(self) -> dict[str, JSON]:
         """Return the keyword arguments that rebuild this meta-model from the same spec."""
@@ -139,7 +144,15 @@ class ResNetMetaModel(MetaModel):
             "width": self.width,
             "norm": self.norm,
             "stem": self.stem_kind,
+            "readout": self.readout,
         }
+
+    def theta_weights(self) -> list[tuple[Tensor, int]]:
+        """See `MetaModel.theta_weights`."""
+        return [
+            *((layer.weight, 1) for layer in self.theta_maps),
+            *((slopes, 0) for slopes in self.readout_theta or ()),
+        ]
 
     def forward(self, inputs: Tensor, theta: Tensor, lengths: Tensor) -> Trajectory:
         """Run the network; see `MetaModel.forward`.
@@ -162,7 +175,13 @@ class ResNetMetaModel(MetaModel):
             if spec.positions != tuple(maps.shape[-2:]):
                 pooled = _each(nn.AdaptiveAvgPool2d((spec.positions[0], spec.positions[1])), maps)
             states[spec.name] = pooled.flatten(-2).mT
-        outputs = read_outputs(self.spec, self.readouts, final=maps.mean((-2, -1)))
+        outputs = read_outputs(
+            self.spec,
+            self.readouts,
+            final=maps.mean((-2, -1)),
+            theta=theta,
+            slopes=self.readout_theta,
+        )
         batch = maps.shape[:-3]
         return Trajectory(states, outputs, lengths.to(maps.device).expand(batch))
 

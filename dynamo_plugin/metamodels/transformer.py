@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dynamo_plugin.errors import InvalidInput
-from dynamo_plugin.metamodels._readouts import last_step, make_readouts, read_outputs
+from dynamo_plugin.metamodels._readouts import (
+    Readout,
+    last_step,
+    make_readouts,
+    make_slopes,
+    read_outputs,
+)
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.types import JSON, PopulationSpec, Trajectory
 
@@ -50,6 +56,8 @@ class TransformerMetaModel(MetaModel):
         `bias`: every block adds W theta to the stream before it. `film`: it also multiplies what
         its two normalisations give, channel by channel, by 1 + U theta (Perez et al. 2018,
         doi:10.1609/aaai.v32i1.11671).
+    readout
+        `conditional` or `shared` (the paper), see `dynamo_plugin.metamodels.Readout`.
     """
 
     layered = True
@@ -63,6 +71,7 @@ class TransformerMetaModel(MetaModel):
         heads: int = 4,
         causal: bool = True,
         conditioning: Conditioning = "bias",
+        readout: Readout = "conditional",
     ) -> None:
         super(MetaModel, self).__init__()
         for name, value in (("embedding_dim", embedding_dim), ("units", units), ("heads", heads)):
@@ -97,6 +106,8 @@ class TransformerMetaModel(MetaModel):
         )
         self.stage_units = {stage.name: units for stage in spec.stages}
         self.readouts = make_readouts(spec, units)
+        self.readout: Readout = readout
+        self.readout_theta = make_slopes(spec, units, embedding_dim, readout)
 
     def options(self) -> dict[str, JSON]:
         """Return the keyword arguments that rebuild this meta-model from the same spec."""
@@ -106,7 +117,18 @@ class TransformerMetaModel(MetaModel):
             "heads": self.heads,
             "causal": self.causal,
             "conditioning": self.conditioning,
+            "readout": self.readout,
         }
+
+    def theta_weights(self) -> list[tuple[Tensor, int]]:
+        """See `MetaModel.theta_weights`."""
+        blocks = [block for block in self.blocks if isinstance(block, _Block)]
+        maps = [self.theta_shift, *(block.shift for block in blocks)]
+        gains = [gain for block in blocks for gain in block.gains]
+        return [
+            *((layer.weight, 1) for layer in (*maps, *gains)),
+            *((slopes, 0) for slopes in self.readout_theta or ()),
+        ]
 
     def forward(self, inputs: Tensor, theta: Tensor, lengths: Tensor) -> Trajectory:
         """Run the network; see `MetaModel.forward`.
@@ -130,7 +152,14 @@ class TransformerMetaModel(MetaModel):
             stream = block(stream, theta, seen)
             states[stage.name] = stream
         final = last_step(stream, lengths)
-        outputs = read_outputs(self.spec, self.readouts, final=final, steps=stream)
+        outputs = read_outputs(
+            self.spec,
+            self.readouts,
+            final=final,
+            steps=stream,
+            theta=theta,
+            slopes=self.readout_theta,
+        )
         return Trajectory(states, outputs, lengths)
 
 

@@ -7,6 +7,7 @@ without paying for it; import it where a plugin is written, not where it is regi
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -123,6 +124,26 @@ class MetaModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def options(self) -> dict[str, JSON]:
         """Return the keyword arguments that rebuild this meta-model from the same spec."""
+
+    def theta_weights(self) -> Sequence[tuple[Tensor, int]]:
+        """Return the weights that multiply theta, each with the axis along which theta lies.
+
+        Needed only where the units of theta are changed, which fits with private dimensions do.
+        """
+        raise NotImplementedError
+
+    def rescale_theta(self, factors: Tensor) -> None:
+        """Change the units of theta: what is done at theta * factors is what was done at theta.
+
+        Parameters
+        ----------
+        factors
+            (embedding_dim,), positive.
+        """
+        for weight, axis in self.theta_weights():
+            shape = [1] * weight.ndim
+            shape[axis] = -1
+            weight.data /= factors.to(weight.device).view(shape)
 
 
 class Loss(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynamo_plugin.metamodels import aligned_units
 from dynamo_plugin.training.targets import SAMPLES_PER_READ, Targets
 
 __all__ = ["Alignment", "align_states", "rotation_onto"]
@@ -27,7 +28,8 @@ class Alignment:
     """What is found when the states of all models are rotated onto each other."""
 
     rotations: Tensor
-    """(model, widest, widest): Q_n, orthogonal; Q_n (h - mean_n) / scale_n is aligned."""
+    """(model, aligned units, widest): Q_n, rows orthonormal; Q_n (h - mean_n) / scale_n is
+    aligned."""
     deviations: Tensor
     """(model, model) float64: mean over rows of <d_m, d_n>, d the deviation of an aligned state
     from the mean of all models. Its eigenvectors are the principal components of the models."""
@@ -49,7 +51,8 @@ def align_states(
     Generalised orthogonal Procrustes analysis (Gower 1975, doi:10.1007/BF02291478; in the order of
     ten Berge 1977, doi:10.1007/BF02293950: every model is rotated onto the mean of the others, in
     turn, until the fit no longer improves). Nothing but the states enters. Models with fewer units
-    are padded with zeros; the common axes are the principal axes of the mean.
+    are padded with zeros, and states of more than 256 units are reduced to as many principal
+    components, each model's its own; the common axes are the principal axes of the mean.
 
     Parameters
     ----------
@@ -66,10 +69,14 @@ def align_states(
     """
     states = _read(targets, samples, mean.shape, stage, generator)
     states = (states - mean[:, None]) / scale[:, None, None]
-    models, rows, widest = states.shape
-    rotations = torch.eye(widest).repeat(models, 1, 1)
+    bases = None
+    if aligned_units([states.shape[2]]) < states.shape[2]:
+        bases = torch.stack([_principal_axes(own) for own in states])
+        states = states @ bases.mT
+    models, rows, width = states.shape
+    rotations = torch.eye(width).repeat(models, 1, 1)
     turned = torch.empty_like(states)
-    total = torch.zeros(rows, widest)
+    total = torch.zeros(rows, width)
     for model in range(models):  # each joins the mean of those before it
         if model:
             rotations[model] = rotation_onto(total.T @ states[model])
@@ -93,20 +100,35 @@ def align_states(
         wide = part.double()
         gram += wide @ wide.T
     explained = models * float(common.square().sum()) / float(states.square().sum())
-    return Alignment(axes.T @ rotations, gram / rows, explained)
+    rotations = axes.T @ rotations
+    return Alignment(rotations if bases is None else rotations @ bases, gram / rows, explained)
+
+
+def _principal_axes(states: Tensor) -> Tensor:
+    """Return (aligned units, unit): directions of the largest second moment of (row, unit)."""
+    wide = states.double()
+    width = aligned_units([states.shape[1]])
+    axes: Tensor
+    if len(states) < states.shape[1]:
+        left = torch.linalg.eigh(wide @ wide.T).eigenvectors
+        axes = left.flip(1)[:, :width].T @ wide
+        axes = torch.linalg.qr(axes.T).Q.T  # orthonormal, where there are fewer directions, too
+    else:
+        axes = torch.linalg.eigh(wide.T @ wide).eigenvectors.flip(1)[:, :width].T
+    return axes.to(states.dtype)
 
 
 def rotation_onto(products: Tensor) -> Tensor:
-    """Return the orthogonal Q for which states Q^T are nearest to targets.
+    """Return the Q, of orthonormal rows, for which states Q^T are nearest to targets.
 
     Schoenemann 1966 (doi:10.1007/BF02289451).
 
     Parameters
     ----------
     products
-        (..., unit, unit): target^T states, summed over rows.
+        (..., target unit, unit): target^T states, summed over rows.
     """
-    left, _, right = torch.linalg.svd(products.double())
+    left, _, right = torch.linalg.svd(products.double(), full_matrices=False)
     rotation: Tensor = (left @ right).to(products.dtype)
     return rotation
 
@@ -116,7 +138,7 @@ def _read(
 ) -> Tensor:
     """Return (model, row, widest): states of some samples at steps that all models stored."""
     models, widest = shape
-    budget = max(min(ROWS, BYTES // (models * widest * 4)), 4 * widest)
+    budget = max(min(ROWS, BYTES // (models * widest * 4)), 4 * aligned_units([widest]))
     order = samples[torch.randperm(len(samples), generator=generator)]
     everything = torch.arange(models)
     parts: list[Tensor] = []

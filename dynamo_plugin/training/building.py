@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dynamo_plugin.errors import InvalidConfig, suggest
-from dynamo_plugin.metamodels import AmortisedStateMaps, StageMaps
+from dynamo_plugin.metamodels import AmortisedStateMaps, StageMaps, aligned_units
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.store import Population
@@ -26,6 +26,9 @@ from dynamo_plugin.training.token_responses import embed_token_responses
 from dynamo_plugin.types import OutputSpec, PopulationSpec
 
 __all__ = ["build", "choose_output_losses", "make_state_maps", "output_terms"]
+
+SPREAD = 0.2
+"""Root mean square of thetas that start along principal components."""
 
 
 def build(
@@ -75,9 +78,12 @@ def build(
     if family.layered:
         spec = replace(spec, stages=tuple(stage.spec for stage in targets.stages))
     shares = config.state_map == "amortised" or config.alignment_weight > 0
-    align = config.embedding_dim == "auto" or (start and shares)
+    components = config.theta_init == "components"
+    counts = "auto" in (config.embedding_dim, config.leading_dim)
+    align = counts or (start and (shares or components))
     found = _statistics(targets, training, config, align=align)
-    dim = _dimension(found, ranks) if config.embedding_dim == "auto" else config.embedding_dim
+    leading, dim = _dimensions(found, config, ranks)
+    config = replace(config, embedding_dim=dim, leading_dim=leading)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         try:
@@ -87,11 +93,15 @@ def build(
                 f"The family {config.family!r} does not take these options "
                 f"({dict(config.family_options)}): {error}."
             ) from error
+        if leading < dim:
+            _require_rescaling(meta_model, config)
         thetas = config.theta_std * torch.randn(len(population.ids), dim)
+        if leading < dim:
+            thetas[:, leading:] = 0
+        if start and components:
+            thetas[:, :leading] = _components(found, leading, ranks)
         units = {stage.name: stage.units for stage in targets.stages}
-        state_maps, common_maps = make_state_maps(
-            config, meta_model.stage_units, units, embedding_dim=dim
-        )
+        state_maps, common_maps = make_state_maps(config, meta_model.stage_units, units)
     for maps_of in (state_maps, common_maps):
         if maps_of is not None:
             _set_statistics(maps_of, found, config)
@@ -121,8 +131,9 @@ def build(
         config,
         family_options=options,
         output_loss=losses,
-        embedding_dim=dim,
+        state_map_solver=state_maps.solver,
         theta_learning_rate=config.theta_learning_rate or config.learning_rate,
+        token_learning_rate=config.token_learning_rate or _token_learning_rate(config),
     )
     return objective, targets, complete
 
@@ -131,29 +142,42 @@ def make_state_maps(
     config: FitConfig,
     source_units: Mapping[str, int],
     units: Mapping[str, Sequence[int]],
-    *,
-    embedding_dim: int,
 ) -> tuple[StageMaps, StageMaps | None]:
     """Return the state maps that settings ask for, and the maps that all models share, if any.
 
     Parameters
     ----------
     config
-        The settings.
+        The settings, with the dimensions of theta in numbers.
     source_units
         Stage to the width of the meta-model's states.
     units
         Stage to the number of units of every base model.
-    embedding_dim
-        Length of theta.
     """
 
-    def make(kind: str) -> StageMaps:
+    def make(kind: str, dim: int) -> StageMaps:
         solver = config.state_map_solver
-        return StageMaps(kind, source_units, units, embedding_dim=embedding_dim, solver=solver)
+        return StageMaps(kind, source_units, units, embedding_dim=dim, solver=solver)
 
-    state_maps = make(config.state_map)
-    return state_maps, make("amortised") if config.alignment_weight else None
+    assert isinstance(config.embedding_dim, int)
+    assert isinstance(config.leading_dim, int)
+    state_maps = make(config.state_map, config.embedding_dim)
+    return state_maps, make("amortised", config.leading_dim) if config.alignment_weight else None
+
+
+def _require_rescaling(meta_model: MetaModel, config: FitConfig) -> None:
+    try:
+        meta_model.theta_weights()
+    except NotImplementedError as error:
+        raise InvalidConfig(
+            f"The units of theta of the family {config.family!r} cannot be changed, since it has "
+            "no method theta_weights, so that all dimensions are learned together: "
+            "leading_dim=None."
+        ) from error
+
+
+def _token_learning_rate(config: FitConfig) -> float:
+    return config.learning_rate * (0.1 if config.token_init == "responses" else 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +189,9 @@ class _Statistics:
     scale: Tensor
     """(model,)."""
     common_scale: Tensor
-    """(model,): the scale that makes states, padded to the widest model, of one size."""
+    """(model,): the scale that makes aligned states of one size."""
     rotations: Tensor
-    """(model, max units, max units); empty where nothing was aligned."""
+    """(model, aligned units, max units); empty where nothing was aligned."""
     deviations: Tensor
     """See `Alignment`; empty likewise, and on all processes but the first."""
 
@@ -183,11 +207,11 @@ def _statistics(
             targets.ranks.gather(own, models)
             for own in targets.state_statistics(training, stage.name)
         )
-        widest = mean.shape[1]
-        common = scale * (torch.tensor(stage.units) / widest).sqrt()
+        widest, width = mean.shape[1], aligned_units(stage.units)
+        common = scale * (torch.tensor(stage.units) / width).sqrt()
         rotations, deviations = torch.empty(0), torch.empty(0)
         if align:
-            rotations = torch.empty(models, widest, widest)
+            rotations = torch.empty(models, width, widest)
             if targets.ranks.rank == 0:
                 alignment = _align(targets, training, mean, common, stage.name, config)
                 rotations, deviations = alignment.rotations, alignment.deviations
@@ -196,13 +220,40 @@ def _statistics(
     return found
 
 
-def _dimension(found: Mapping[str, _Statistics], ranks: Ranks) -> int:
-    """Return the number of dominant components of the deviations, stages counting alike."""
-    dims = torch.zeros(1, dtype=torch.int64)
+def _dimensions(
+    found: Mapping[str, _Statistics], config: FitConfig, ranks: Ranks
+) -> tuple[int, int]:
+    """Return the number of leading dimensions of theta, and of all."""
+    leading, dim = config.leading_dim, config.embedding_dim
+    if "auto" in (leading, dim):
+        dominant = torch.zeros(1, dtype=torch.int64)
+        if ranks.rank == 0:
+            dominant[0] = dominant_components(_mean_deviations(found))
+        count = int(ranks.from_first(dominant))
+        if not isinstance(dim, int):
+            dim = max(count, leading) if isinstance(leading, int) else count
+        if leading == "auto":
+            leading = min(count, dim)
+    assert isinstance(dim, int)
+    return dim if leading is None else int(leading), dim
+
+
+def _mean_deviations(found: Mapping[str, _Statistics]) -> Tensor:
+    """Return the inner products of the models' deviations, all stages counting alike."""
+    own = [statistics.deviations for statistics in found.values()]
+    return torch.stack([gram / gram.trace() for gram in own]).mean(0)
+
+
+def _components(found: Mapping[str, _Statistics], dims: int, ranks: Ranks) -> Tensor:
+    """Return (model, dims): models along the principal components of their deviations."""
+    models = len(next(iter(found.values())).mean)
+    placed = torch.zeros(models, dims)
     if ranks.rank == 0:
-        own = [statistics.deviations for statistics in found.values()]
-        dims[0] = dominant_components(torch.stack([gram / gram.trace() for gram in own]).mean(0))
-    return int(ranks.from_first(dims))
+        values, vectors = torch.linalg.eigh(_mean_deviations(found))
+        along = (vectors * values.clamp(min=0).sqrt()).flip(1)[:, :dims]
+        placed[:, : along.shape[1]] = SPREAD * along / along.square().sum(1).mean().sqrt()
+    ranks.from_first(placed)
+    return placed
 
 
 def _set_statistics(

@@ -14,29 +14,19 @@ __all__ = ["PRESETS", "FitConfig"]
 
 PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
     "paper": {
-        "embedding_dim": 16,
+        "leading_dim": None,
+        "theta_init": "random",
         "state_map": "affine",
         "state_map_solver": "gradient",
         "alignment_weight": 0.0,
         "token_init": "random",
-    },
-    "aligned": {
-        "embedding_dim": "auto",
-        "state_map": "affine",
-        "state_map_solver": "ridge",
-        "alignment_weight": 1.0,
-        "theta_learning_rate": 3e-2,
-        "steps": 300,
+        "family_options": {"readout": "shared"},
     },
 }
-"""Settings that go together: `fit(population, **PRESETS["aligned"])`.
+"""Settings that go together: `fit(population, **PRESETS["paper"])`.
 
-- `paper`: the method as Cotler et al. 2023 (arXiv:2302.14078) have it. The defaults differ in the
-  start of the token embedding alone.
-- `aligned`: few dimensions, which say what most distinguishes the networks. Maps are solved, and a
-  second hidden loss on aligned states makes theta explain what free maps would absorb. Groups of
-  networks come out far more clearly, and outputs are emulated less well: one readout for all
-  networks cannot follow what is private to each without dimensions to tell them apart.
+- `paper`: the method as Cotler et al. 2023 (arXiv:2302.14078) have it: free affine maps that are
+  learned with everything else from a random start, and a readout that does not see theta.
 """
 
 
@@ -49,19 +39,31 @@ class FitConfig:
     family_options: Mapping[str, JSON] = field(default_factory=dict)
     """Keyword arguments of the family, for example {"units": 256}."""
     embedding_dim: int | Literal["auto"] = 16
-    """Length of theta. `auto`: as many as there are principal components of the networks' aligned
-    states that stand out, see `dominant_components`."""
+    """Length of theta. `auto`: the leading dimensions alone."""
+    leading_dim: int | Literal["auto"] | None = "auto"
+    """How many dimensions of theta say what distinguishes the networks. They come first, are
+    learned first, with alignment, and then stay as they are; the others are learned after them, for
+    what is private to each network, and are small. `auto`: as many as there are principal
+    components of the networks' aligned states that stand out, see `dominant_components`. None: all
+    dimensions are learned together, which is the paper's way."""
+    leading_share: float = 0.4
+    """Share of the steps in which the leading dimensions are learned, where there are others."""
+    private_scale: float = 0.01
+    """Unit of the other dimensions. They are learned like the leading ones and then written so much
+    smaller, so that distances say what the leading dimensions say, and these break ties."""
     sites: tuple[str, ...] | None = None
     """Sites whose states are joined, unit by unit, into the hidden state; None for all."""
     state_map: str = "affine"
     """How the meta-model's states become those of a base model: `affine` (the paper), `linear`,
     `orthogonal`, `shared`, `mlp` or `amortised`; see `dynamo_plugin.metamodels.STATE_MAPS`."""
-    state_map_solver: Literal["gradient", "ridge"] = "gradient"
+    state_map_solver: Literal["gradient", "ridge"] | None = None
     """`gradient`: state maps are learned with everything else. `ridge`: they are solved in closed
-    form at every step, and in the end for all training samples."""
-    alignment_weight: float = 0.0
+    form at every step, and in the end for all training samples. None: `ridge` for maps that have a
+    closed form."""
+    alignment_weight: float = 1.0
     """Adds this times the hidden loss of one amortised map for all models, on states that were
-    aligned beforehand: what a free map per model can absorb, theta then has to carry."""
+    aligned beforehand, while the leading dimensions are learned: what a free map per model can
+    absorb, theta then has to carry."""
     hidden_loss: str = "l2"
     """Registered name of d_h."""
     hidden_scale: Literal["variance", "none"] = "variance"
@@ -89,12 +91,19 @@ class FitConfig:
     """Peak rate of Adam for the meta-model and the state maps."""
     theta_learning_rate: float | None = None
     """Peak rate for the thetas; None for learning_rate."""
+    token_learning_rate: float | None = None
+    """Peak rate for the token embedding; None for a tenth of learning_rate where it starts from
+    responses, for Adam moves tokens that occur seldom as far as those that occur often, and for
+    learning_rate elsewhere."""
     theta_decay: float = 0.1
     """Adds theta_decay / 2 |theta_n|^2 to the loss of model n, which starts near 1 where the
     hidden loss is normalised. Too little, and networks that are the same but for a permutation of
     their units are no longer neighbours."""
+    theta_init: Literal["components", "random"] = "components"
+    """Where thetas start. `components`: the leading dimensions along the principal components of
+    the networks' aligned states, the others at zero. `random`: near zero."""
     theta_std: float = 0.01
-    """Standard deviation of the initial thetas. At 1 they keep their random places."""
+    """Standard deviation of thetas that start at random. At 1 they keep their random places."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """What the learning rates do after the warm-up: fall to zero along a cosine, or stay."""
     warmup: int = 10
@@ -103,7 +112,7 @@ class FitConfig:
     """Largest norm of the gradient."""
     patience: int | None = None
     """Stop where neither the held-out loss nor the thetas changed at so many looks, of which there
-    are 25 in a fit; None: make all steps."""
+    are 25 in a fit, since all dimensions are learned; None: make all steps."""
     min_improvement: float = 0.005
     """Share by which the best held-out loss has to fall to count as a change."""
     min_theta_movement: float = 0.01
@@ -122,14 +131,22 @@ class FitConfig:
         dim = self.embedding_dim
         fits = dim >= 1 if isinstance(dim, int) else dim == "auto"
         self._require("embedding_dim", fits, "at least 1, or 'auto'")
+        leading = self.leading_dim
+        fits = leading >= 1 if isinstance(leading, int) else leading in ("auto", None)
+        self._require("leading_dim", fits, "at least 1, 'auto' or None")
+        if isinstance(dim, int) and isinstance(leading, int):
+            self._require("leading_dim", leading <= dim, f"at most embedding_dim ({dim})")
+        for name in ("leading_share", "private_scale"):
+            self._require(name, 0 < getattr(self, name) < 1, "between 0 and 1")
         for name in ("min_improvement", "min_theta_movement"):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("learning_rate", "clip", "theta_std"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("output_weight", "theta_decay", "warmup", "alignment_weight"):
             self._require(name, getattr(self, name) >= 0, "at least 0")
-        if self.theta_learning_rate is not None:
-            self._require("theta_learning_rate", self.theta_learning_rate > 0, "above 0, or None")
+        for name in ("theta_learning_rate", "token_learning_rate"):
+            value = getattr(self, name)
+            self._require(name, value is None or value > 0, "above 0, or None")
         self._require("schedule", self.schedule in ("cosine", "constant"), "'cosine' or 'constant'")
         self._require("held_out", 0 < self.held_out < 1, "between 0 and 1")
         self._require(
@@ -137,6 +154,9 @@ class FitConfig:
         )
         self._require(
             "token_init", self.token_init in ("responses", "random"), "'responses' or 'random'"
+        )
+        self._require(
+            "theta_init", self.theta_init in ("components", "random"), "'components' or 'random'"
         )
         # Copies, so that what the caller does to his own mappings later changes nothing here.
         object.__setattr__(self, "family_options", dict(self.family_options))

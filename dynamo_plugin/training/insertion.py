@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,6 +18,7 @@ from dynamo_plugin.metamodels import (
     SharedStateMaps,
     SolvableStateMaps,
     StageMaps,
+    aligned_units,
 )
 from dynamo_plugin.registry import get_registry
 from dynamo_plugin.registry.interfaces import MetaModel
@@ -25,7 +27,7 @@ from dynamo_plugin.training.building import choose_output_losses, output_terms
 from dynamo_plugin.training.config import FitConfig
 from dynamo_plugin.training.evaluation import samples_per_batch
 from dynamo_plugin.training.objective import Objective
-from dynamo_plugin.training.rates import learning_rate
+from dynamo_plugin.training.phases import hold_thetas, learning_rate, phase_at, theta_units
 from dynamo_plugin.training.sampler import draw_batches
 from dynamo_plugin.training.settling import settle
 from dynamo_plugin.training.targets import Targets
@@ -86,6 +88,7 @@ def insert(
     DivergedFit
         If a theta becomes NaN or infinite.
     """
+    meta_model = copy.deepcopy(meta_model)
     frozen = all(not parameter.requires_grad for parameter in meta_model.parameters())
     assert frozen, "the meta-model of an embedding learns nothing"
     new = {
@@ -107,6 +110,8 @@ def insert(
     meta_model.eval()
     learned = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     maps = [parameter for parameter in learned if parameter is not objective.thetas]
+    units = theta_units(config)
+    objective.rescale_theta(1 / units)
     optimiser = torch.optim.Adam([{"params": [objective.thetas]}, {"params": maps}])
     peaks = (config.theta_learning_rate or config.learning_rate, config.learning_rate)
     generator = torch.Generator().manual_seed(config.seed + 5)
@@ -125,18 +130,20 @@ def insert(
         disable=not progress,
     )
     for step, (models, some) in enumerate(bar):
-        if step in (0, config.steps // 2):
+        phase = phase_at(step, config)
+        if step in (0, phase.stop // 2):
             order = torch.randperm(len(samples), generator=generator)
             _align(objective, targets, samples[order[:ALIGNED_SAMPLES]], first=step == 0)
         optimiser.zero_grad(set_to_none=True)
         rows = len(some) * targets.rows_per_sample(some)
         for part in models.split(max(ROWS_PER_PASS // rows, 1)):
             here = part.to(device)
-            terms = objective(targets.batch(part, some), here)
-            loss = terms.hidden + config.output_weight * terms.output
-            loss = loss + config.alignment_weight * terms.aligned
+            weight = phase.alignment_weight
+            terms = objective(targets.batch(part, some), here, aligned=weight > 0)
+            loss = terms.hidden + config.output_weight * terms.output + weight * terms.aligned
             penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
             (loss + penalty).sum().backward()
+        hold_thetas(objective.thetas, optimiser, phase.dims)
         for group, peak in zip(optimiser.param_groups, peaks, strict=True):
             group["lr"] = peak * learning_rate(step, config)
         optimiser.step()
@@ -147,6 +154,7 @@ def insert(
             "infinite. Verify the population."
         )
     objective.requires_grad_(False).eval()  # noqa: FBT003
+    objective.rescale_theta(units)
     settle(objective, targets, samples[torch.randperm(len(samples), generator=generator)])
     objective.cpu()
     return Inserted(objective.thetas.detach(), objective.state_maps, objective.common_maps)
@@ -174,7 +182,7 @@ def _new_maps(
         maps = joined.select(range(len(old), len(joined)))
         if isinstance(maps, AmortisedStateMaps):
             # As the others were: all of one size in the space that they share.
-            scales = scales * (torch.tensor(maps.units) / old.widest).sqrt()
+            scales = scales * (torch.tensor(maps.units) / aligned_units(old.units)).sqrt()
         maps.mean.copy_(mean)
         if config.hidden_scale == "variance":
             maps.scale.copy_(scales)
@@ -194,7 +202,6 @@ def _align(objective: Objective, targets: Targets, samples: Tensor, *, first: bo
     for maps_of in objective.all_maps.values():
         for stage, maps in maps_of.items():
             if isinstance(maps, AmortisedStateMaps):
-                maps.rotation.copy_(torch.eye(maps.widest))
                 products, _ = _products(objective, targets, samples, stage, maps)
                 maps.rotation.copy_(rotation_onto(products))
             elif isinstance(maps, OrthogonalStateMaps) and first:
@@ -230,7 +237,8 @@ def _products(
             ).states[stage]
             rows = states if shared is None else shared(states, here, thetas)
             rows = (rows * batch.masks[stage][..., None]).flatten(1, 2)
-            own = maps.normalise(batch.states[stage], here).flatten(1, 2)
+            standardise = maps.normalise if shared is None else shared.standardise
+            own = standardise(batch.states[stage], here).flatten(1, 2)
             product = product + rows.mT @ own
             square = square + rows.square().sum((1, 2))
         products.append(product)

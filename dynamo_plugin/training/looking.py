@@ -41,7 +41,7 @@ def look(
     sums = torch.zeros(2, dtype=torch.float64, device=thetas.device)
 
     def observe(batch: TargetBatch, trajectory: Trajectory, here: Tensor) -> None:
-        terms = objective.compare(trajectory, batch, here)
+        terms = objective.compare(trajectory, batch, here, aligned=False)
         sums.add_(torch.stack([terms.hidden.sum(), terms.output.sum()]), alpha=len(batch.lengths))
 
     objective.eval()

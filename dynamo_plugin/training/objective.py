@@ -115,7 +115,7 @@ class Objective(nn.Module):
             ranks=ranks,
         )
 
-    def forward(self, batch: TargetBatch, models: Tensor) -> Terms:
+    def forward(self, batch: TargetBatch, models: Tensor, *, aligned: bool = True) -> Terms:
         """Compare the emulations of some models with what they did.
 
         Parameters
@@ -124,19 +124,23 @@ class Objective(nn.Module):
             Targets of these models.
         models
             (model,) int64 indices into the thetas and the state maps.
+        aligned
+            Whether the loss under common maps is wanted.
         """
         trajectory = self.meta_model(
             batch.inputs.unsqueeze(0), self.thetas[models].unsqueeze(1), batch.lengths.unsqueeze(0)
         )
-        return self.compare(trajectory, batch, models)
+        return self.compare(trajectory, batch, models, aligned=aligned)
 
-    def compare(self, trajectory: Trajectory, batch: TargetBatch, models: Tensor) -> Terms:
+    def compare(
+        self, trajectory: Trajectory, batch: TargetBatch, models: Tensor, *, aligned: bool = True
+    ) -> Terms:
         """Compare what the meta-model did at the thetas of some models with what they did."""
         thetas = self.thetas[models]
         hidden = self._hidden(self.state_maps, trajectory, batch, models, thetas)
-        aligned = torch.zeros_like(hidden)
-        if self.common_maps is not None:
-            aligned = self._hidden(self.common_maps, trajectory, batch, models, thetas)
+        on_aligned = torch.zeros_like(hidden)
+        if aligned and self.common_maps is not None:
+            on_aligned = self._hidden(self.common_maps, trajectory, batch, models, thetas)
         output = torch.zeros_like(hidden)
         for group, (positions, target) in batch.outputs.items():
             term = self.outputs[group]
@@ -148,13 +152,36 @@ class Objective(nn.Module):
                 mask = torch.ones_like(emulated[..., :1], dtype=torch.bool)
             losses = term.loss(emulated / term.scale, target / term.scale, mask).mean(1)
             output = output.index_copy(0, positions, losses)
-        return Terms(hidden, output, aligned)
+        return Terms(hidden, output, on_aligned)
 
-    def solve_with_others(self) -> None:
-        """Take part in the solution of shared maps in a pass in which no model is one's own."""
+    def rescale_theta(self, factors: Tensor) -> None:
+        """Change the units of theta, and nothing that the networks do.
+
+        Parameters
+        ----------
+        factors
+            (embedding_dim,), by which thetas are multiplied.
+        """
+        if bool((factors == 1).all()):
+            return
+        factors = factors.to(self.thetas.device)
+        self.meta_model.rescale_theta(factors)
+        for maps_of in self.all_maps.values():
+            for _, maps in maps_of.items():
+                maps.rescale_theta(factors)
+        self.thetas.data *= factors
+
+    def solve_with_others(self, *, aligned: bool = True) -> None:
+        """Take part in the solution of shared maps in a pass in which no model is one's own.
+
+        Parameters
+        ----------
+        aligned
+            As in the passes of the others.
+        """
         nobody = torch.zeros(0, dtype=torch.int64, device=self.thetas.device)
         nothing = self.thetas.new_zeros(0)
-        for maps in self._solved_maps():
+        for maps in self._solved_maps(aligned=aligned):
             maps.solve(nothing, nothing, nothing, nobody, nothing, total=self.ranks.total)
 
     def forget(self) -> None:
@@ -162,10 +189,11 @@ class Objective(nn.Module):
         for maps in self._solved_maps():
             maps.forget()
 
-    def _solved_maps(self) -> list[SolvableStateMaps]:
+    def _solved_maps(self, *, aligned: bool = True) -> list[SolvableStateMaps]:
         return [
             maps
-            for maps_of in self.all_maps.values()
+            for kind, maps_of in self.all_maps.items()
+            if aligned or kind != "common_maps"
             for _, maps in maps_of.items()
             if isinstance(maps, SolvableStateMaps) and maps.solver == "ridge"
         ]

@@ -24,7 +24,7 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
     Parameters
     ----------
     objective
-        Its maps are changed, of those that are solved.
+        Its maps are changed, of those that are solved; there need not be any.
     targets
         Reads the stored states.
     samples
@@ -39,6 +39,8 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
         for stage, maps in maps_of.items()
         if isinstance(maps, SolvableStateMaps) and maps.solver == "ridge"
     ]
+    if not settled:
+        return
     for models in torch.arange(len(thetas)).split(64):
         here = models.to(thetas.device)
         for chunk in samples.split(samples_per_batch(targets, samples, models=len(models))):

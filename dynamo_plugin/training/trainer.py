@@ -20,8 +20,8 @@ from dynamo_plugin.training.checkpoints import Checkpoint, CheckpointFolder
 from dynamo_plugin.training.config import FitConfig
 from dynamo_plugin.training.interrupts import DeferredInterrupt
 from dynamo_plugin.training.looking import look
+from dynamo_plugin.training.phases import hold_thetas, learning_rate, phase_at, theta_units
 from dynamo_plugin.training.ranks import Ranks
-from dynamo_plugin.training.rates import learning_rate
 from dynamo_plugin.training.sampler import draw_batches, split_samples
 from dynamo_plugin.training.settling import settle
 from dynamo_plugin.training.snapshots import (
@@ -131,7 +131,8 @@ class Trainer:
         )
         latest = None if checkpoints is None else checkpoints.latest
         if latest is not None:
-            config = replace(config, embedding_dim=latest.tensors["objective.thetas"].shape[1])
+            dim = latest.tensors["objective.thetas"].shape[1]
+            config = replace(config, embedding_dim=dim, leading_dim=latest.notes["leading_dim"])
         self._whole, self._targets, self.config = build(
             population,
             self.training_samples,
@@ -144,8 +145,12 @@ class Trainer:
             self._whole.load_state_dict(under("objective.", latest.tensors))
         self._objective = objective = self._whole.share(self.ranks).to(device)
         self._own = self.ranks.own(len(self.ids))
-        others = [p for name, p in objective.named_parameters() if name != "thetas"]
-        self._optimiser = torch.optim.Adam([{"params": others}, {"params": [objective.thetas]}])
+        table = objective.meta_model.token_embedding
+        tokens = [] if table is None else list(table.parameters())
+        special = {objective.thetas, *tokens}
+        others = [p for p in objective.parameters() if p not in special]
+        groups = (others, [objective.thetas], tokens)
+        self._optimiser = torch.optim.Adam([{"params": group} for group in groups])
         self.step = 0
         """Steps done."""
         self.stopped: str | None = None
@@ -160,13 +165,12 @@ class Trainer:
 
     @property
     def thetas(self) -> Tensor:
-        """(model, embedding_dim): a copy of the thetas on the CPU, as they are now.
+        """(model, embedding_dim): the thetas as they are now, a copy on the CPU.
 
         With several processes, of which callbacks run in one, as they were at the last look.
         """
-        if self.ranks.size == 1:
-            return self._objective.thetas.detach().cpu().clone()
-        return self._everyone.cpu().clone()
+        found = self._objective.thetas.detach() if self.ranks.size == 1 else self._everyone
+        return found.cpu() * theta_units(self.config)
 
     def stop(self, reason: str) -> None:
         """End the fit after the step in hand; what it found so far is the result."""
@@ -223,14 +227,16 @@ class Trainer:
         config, objective = self.config, self._objective
         self._optimiser.zero_grad(set_to_none=True)
         losses = self._accumulate(models, samples)
+        hold_thetas(objective.thetas, self._optimiser, phase_at(self.step, config).dims)
         norm = self._norm()
         if not torch.isfinite(norm):
             raise self._diverged(models, samples, losses)
         nn.utils.clip_grads_with_norm_(objective.parameters(), config.clip, norm)
-        everything, thetas = self._optimiser.param_groups
+        everything, thetas, tokens = self._optimiser.param_groups
         rate = learning_rate(self.step, config)
         everything["lr"] = config.learning_rate * rate
         thetas["lr"] = (config.theta_learning_rate or config.learning_rate) * rate
+        tokens["lr"] = (config.token_learning_rate or config.learning_rate) * rate
         self._optimiser.step()
         self._losses += losses.sum(1) / len(models)
         self.step += 1
@@ -272,16 +278,17 @@ class Trainer:
         mine = models[(models >= self._own.start) & (models < self._own.stop)] - self._own.start
         # Solving maps that models share takes all processes, so all make as many passes.
         passes = -(-self.ranks.most(models, len(self.ids)) // per_pass)
+        weight = phase_at(self.step, config).alignment_weight
         losses = []
         for part in mine.tensor_split(passes):
             if not len(part):
-                objective.solve_with_others()
+                objective.solve_with_others(aligned=weight > 0)
                 continue
             here = part.to(self._device)
-            terms = objective(targets.batch(part, samples), here)
+            terms = objective(targets.batch(part, samples), here, aligned=weight > 0)
             penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
             loss = terms.hidden + config.output_weight * terms.output + penalty
-            loss = loss + config.alignment_weight * terms.aligned
+            loss = loss + weight * terms.aligned
             (loss.sum() / len(models)).backward()
             losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
         return torch.cat([torch.zeros(2, 0, device=self._device), *losses], dim=1)
@@ -317,20 +324,25 @@ class Trainer:
         self._everyone = self.ranks.gather(self._last_thetas, models)
         for callback in self._callbacks:
             callback.look(self, row)
-        if config.patience is not None and has_settled(
-            self.history,
-            patience=config.patience,
-            min_improvement=config.min_improvement,
-            min_theta_movement=config.min_theta_movement,
+        phase = phase_at(self.step - 1, config)
+        if (
+            config.patience is not None
+            and phase.stop == config.steps
+            and has_settled(
+                [row for row in self.history if row["step"] > phase.start],
+                patience=config.patience,
+                min_improvement=config.min_improvement,
+                min_theta_movement=config.min_theta_movement,
+            )
         ):
             self.stop("settled")
 
     def _finish(self) -> FittedModels:
         self._objective.requires_grad_(False).eval()  # noqa: FBT003
-        if self.config.state_map_solver == "ridge":
-            generator = torch.Generator().manual_seed(self.config.seed + 4)
-            order = torch.randperm(len(self.training_samples), generator=generator)
-            settle(self._objective, self._targets, self.training_samples[order])
+        self._objective.rescale_theta(theta_units(self.config))
+        generator = torch.Generator().manual_seed(self.config.seed + 4)
+        order = torch.randperm(len(self.training_samples), generator=generator)
+        settle(self._objective, self._targets, self.training_samples[order])
         whole = self._whole
         if self.ranks.size > 1:
             whole.requires_grad_(False).eval()  # noqa: FBT003
@@ -364,7 +376,11 @@ class Trainer:
         if self.ranks.rank == 0:
             # An interrupted fit is to go on; one that has settled is not.
             stopped = None if self.stopped == "interrupted" else self.stopped
-            notes = {"history": self.history, "stopped": stopped}
+            notes = {
+                "history": self.history,
+                "stopped": stopped,
+                "leading_dim": self.config.leading_dim,
+            }
             self._checkpoints.write(Checkpoint(self.step, tensors, notes))
 
     def _go_on_from(self, latest: Checkpoint) -> None:

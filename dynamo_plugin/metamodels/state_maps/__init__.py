@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dynamo_plugin.metamodels.state_maps._base import SolvableStateMaps, StateMaps
+from dynamo_plugin.metamodels.state_maps._moments import ridge
 from dynamo_plugin.metamodels.state_maps._stages import STATE_MAPS, StageMaps
-from dynamo_plugin.metamodels.state_maps.amortised import AmortisedStateMaps
+from dynamo_plugin.metamodels.state_maps.amortised import AmortisedStateMaps, aligned_units
 from dynamo_plugin.metamodels.state_maps.linear import (
     AffineStateMaps,
     LinearStateMaps,
@@ -24,4 +25,6 @@ __all__ = [
     "SolvableStateMaps",
     "StageMaps",
     "StateMaps",
+    "aligned_units",
+    "ridge",
 ]

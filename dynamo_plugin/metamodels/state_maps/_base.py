@@ -46,11 +46,11 @@ class StateMaps(nn.Module, abc.ABC):
     """
 
     solvers: ClassVar[tuple[str, ...]] = ("gradient",)
-    """Those that this kind of map has."""
+    """Those that this kind of map has, the best one last."""
     per_model: ClassVar[tuple[str, ...]] = ("mean", "scale", "real_units")
     """Names of the tensors whose first axis is the model."""
-    square: ClassVar[tuple[str, ...]] = ()
-    """Names of those that are square matrices, which grow by ones on the diagonal."""
+    growing: ClassVar[tuple[str, ...]] = ()
+    """Names of those that are matrices which grow by ones on the diagonal."""
 
     mean: Tensor
     """(model, max units) buffer."""
@@ -122,7 +122,7 @@ class StateMaps(nn.Module, abc.ABC):
         ours, theirs = self.state_dict(), other.state_dict()
         for name, target in joined.state_dict().items():
             target.zero_()
-            if name in self.square:
+            if name in self.growing:
                 target.diagonal(dim1=-2, dim2=-1).fill_(1)
             if name in self.per_model:
                 _lay(target[: len(self)], ours[name])
@@ -133,6 +133,9 @@ class StateMaps(nn.Module, abc.ABC):
 
     def _part(self, name: str, own: Tensor, rows: Tensor) -> Tensor:
         return own.detach()[rows] if name in self.per_model else own.detach().clone()
+
+    def rescale_theta(self, factors: Tensor) -> None:
+        """Change the units of theta: what is done at theta * factors is what was done at theta."""
 
     @property
     def model_tensors(self) -> set[str]:
@@ -231,7 +234,7 @@ class SolvableStateMaps(StateMaps):
         """
         running, seen = self._remember()
         if len(models):
-            seen[models] = thetas
+            seen[models] = thetas[:, : self.embedding_dim]
             self.collect(running, states, targets, mask, models)
         concerned = self.concerned(running, models)
         self.solve_for(running, concerned, seen[concerned], total=total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import ItemsView, Mapping, Sequence
-from typing import cast
+from typing import Literal, cast
 
 from torch import nn
 
@@ -43,7 +43,7 @@ class StageMaps(nn.ModuleDict):
     units
         Stage to the number of units of every base model.
     embedding_dim, solver
-        See `StateMaps`.
+        See `StateMaps`; None for the closed form, where the kind has one.
     """
 
     def __init__(
@@ -53,15 +53,15 @@ class StageMaps(nn.ModuleDict):
         units: Mapping[str, Sequence[int]],
         *,
         embedding_dim: int,
-        solver: str,
+        solver: str | None,
     ) -> None:
         if kind not in STATE_MAPS:
             raise InvalidConfig(f"There is no state map {kind!r}. {suggest(kind, STATE_MAPS)}")
+        make = STATE_MAPS[kind]
+        found_by = solver or make.solvers[-1]
         super().__init__(
             {
-                stage: STATE_MAPS[kind](
-                    source_units[stage], own, embedding_dim=embedding_dim, solver=solver
-                )
+                stage: make(source_units[stage], own, embedding_dim=embedding_dim, solver=found_by)
                 for stage, own in units.items()
             }
         )
@@ -71,6 +71,11 @@ class StageMaps(nn.ModuleDict):
         """Its name in `STATE_MAPS`."""
         own = type(next(iter(self.values())))
         return next(name for name, kind in STATE_MAPS.items() if own is kind)
+
+    @property
+    def solver(self) -> Literal["gradient", "ridge"]:
+        """How the maps are found."""
+        return "ridge" if next(iter(self.items()))[1].solver == "ridge" else "gradient"
 
     @property
     def embedding_dim(self) -> int:

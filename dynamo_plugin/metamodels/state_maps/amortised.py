@@ -16,7 +16,16 @@ from dynamo_plugin.metamodels.state_maps._base import (
 )
 from dynamo_plugin.metamodels.state_maps._moments import Moments, ridge
 
-__all__ = ["AmortisedStateMaps"]
+__all__ = ["AmortisedStateMaps", "aligned_units"]
+
+ALIGNED_UNITS = 256
+"""Most dimensions in which states are aligned: wider ones are reduced to their leading principal
+components, since rotating them onto each other takes time with the cube of their number."""
+
+
+def aligned_units(units: Sequence[int]) -> int:
+    """Return the number of dimensions in which states of so many units per model are aligned."""
+    return min(max(units), ALIGNED_UNITS)
 
 
 class AmortisedStateMaps(SolvableStateMaps):
@@ -25,17 +34,17 @@ class AmortisedStateMaps(SolvableStateMaps):
         Q_n (h_n - mean_n) / scale_n  is predicted by  V(theta_n) [h ; 1]
 
     A free map per model can absorb what distinguishes the models; here theta alone can carry it.
-    The orthogonal Q_n are set before training, see `training.alignment`. Parameters are those of
-    `StateMaps`.
+    Q_n has orthonormal rows, at most 256, and is set before training, see `training.alignment`.
+    Parameters are those of `StateMaps`; of longer thetas, the first `embedding_dim` entries count.
     """
 
     per_model = (*SolvableStateMaps.per_model, "rotation")
-    square = ("rotation",)
+    growing = ("rotation",)
 
     rotation: Tensor
-    """(model, max units, max units) buffer: Q."""
+    """(model, aligned units, max units) buffer: Q."""
     weight: Tensor
-    """(1 + embedding_dim, max units, source_units + 1): V_0, V_1, ..., the offset in the last
+    """(1 + embedding_dim, aligned units, source_units + 1): V_0, V_1, ..., the offset in the last
     column."""
 
     def __init__(
@@ -47,10 +56,10 @@ class AmortisedStateMaps(SolvableStateMaps):
         solver: str = "gradient",
     ) -> None:
         super().__init__(source_units, units, embedding_dim=embedding_dim, solver=solver)
-        widest = max(units)
-        self.register_buffer("rotation", torch.eye(widest).repeat(len(units), 1, 1))
+        width = aligned_units(units)
+        self.register_buffer("rotation", torch.eye(width, max(units)).repeat(len(units), 1, 1))
         bound = 1 / math.sqrt(source_units)
-        weight = torch.empty(1 + embedding_dim, widest, source_units + 1).uniform_(-bound, bound)
+        weight = torch.empty(1 + embedding_dim, width, source_units + 1).uniform_(-bound, bound)
         weight[..., -1] = 0
         if solver == "gradient":
             self.weight = nn.Parameter(weight)
@@ -59,30 +68,42 @@ class AmortisedStateMaps(SolvableStateMaps):
 
     @property
     def target_units(self) -> Tensor:
-        """(model, max units): all of them, since rotations mix units with padding."""
-        return torch.ones_like(self.real_units)
+        """(model, aligned units): all of them, since rotations mix units with padding."""
+        return torch.ones(self.rotation.shape[:2], dtype=torch.bool, device=self.rotation.device)
 
     def normalise(self, base_states: Tensor, models: Tensor) -> Tensor:
-        """Return (model, ..., max units): Q (h - mean) / scale."""
-        states = super().normalise(base_states, models)
+        """Return (model, ..., aligned units): Q (h - mean) / scale."""
+        states = self.standardise(base_states, models)
         turned = states.flatten(1, -2) @ self.rotation[models].mT
-        return turned.view(states.shape)
+        return turned.view(*states.shape[:-1], -1)
+
+    def standardise(self, base_states: Tensor, models: Tensor) -> Tensor:
+        """Return (model, ..., max units): (h - mean) / scale."""
+        return super().normalise(base_states, models)
 
     def restore(self, mapped: Tensor, models: Tensor) -> Tensor:
-        """Undo `normalise`."""
-        turned = (mapped.flatten(1, -2) @ self.rotation[models]).view(mapped.shape)
+        """Undo `normalise`, as far as states lie in the directions that are aligned."""
+        turned = (mapped.flatten(1, -2) @ self.rotation[models]).view(*mapped.shape[:-1], -1)
         return super().restore(turned, models) * self.real_units[models].view(
             len(models), *(1,) * (mapped.ndim - 2), -1
         )
 
     def forward(self, states: Tensor, models: Tensor, thetas: Tensor) -> Tensor:
         """Return V(theta) [h ; 1] in the common space; see `StateMaps.forward`."""
-        weight = torch.einsum("mk,kou->mou", _with_one(thetas), self.weight)
+        weight = torch.einsum("mk,kou->mou", self._bends(thetas), self.weight)
         return apply_affine(states, weight[..., :-1], weight[..., -1])
+
+    def rescale_theta(self, factors: Tensor) -> None:
+        """See `StateMaps.rescale_theta`."""
+        self.weight.data[1:] /= factors[: self.embedding_dim].view(-1, 1, 1)
+
+    def _bends(self, thetas: Tensor) -> Tensor:
+        """Return (model, 1 + embedding_dim): [1 ; theta], of a longer theta the beginning."""
+        return _with_one(thetas[:, : self.embedding_dim])
 
     def new_moments(self, *, decay: float | None, dtype: torch.dtype) -> Moments:
         """See `SolvableStateMaps.new_moments`."""
-        sizes = (len(self.units), self.source_units + 1, self.widest)
+        sizes = (len(self.units), self.source_units + 1, self.rotation.shape[1])
         return Moments(*sizes, decay=decay, dtype=dtype)
 
     def collect(
@@ -107,7 +128,7 @@ class AmortisedStateMaps(SolvableStateMaps):
         which is the smaller problem where there are fewer models than dimensions of t.
         """
         features, products = moments.raw(models)
-        every = _with_one(thetas).to(features.dtype)
+        every = self._bends(thetas).to(features.dtype)
         second = total([every.double().mT @ every.double()])[0]
         if not bool(second.isfinite().all()):
             self.weight.fill_(torch.nan)

@@ -92,16 +92,16 @@ def test_defaults_are_those_of_the_library() -> None:
 
 def test_a_preset_and_what_comes_on_top(store: Path, tmp_path: Path) -> None:
     small = ("--set", 'family_options={"units": 4}', "--quiet")
-    found = run(store, "--output", tmp_path / "e", "--preset", "aligned", "--steps", 3, *small)
+    found = run(store, "--output", tmp_path / "e", "--preset", "paper", "--steps", 3, *small)
     assert found.exit_code == ExitCode.OK, found.stderr
     config = dp.load_embedding(tmp_path / "e").config
-    assert (config.state_map_solver, config.alignment_weight, config.steps) == ("ridge", 1.0, 3)
-    assert isinstance(config.embedding_dim, int)
+    found_by = (config.state_map_solver, config.alignment_weight, config.leading_dim, config.steps)
+    assert found_by == ("gradient", 0.0, 16, 3)
     auto = run(store, "--output", tmp_path / "f", "--embedding-dim", "auto", "--steps", 1, *small)
     assert auto.exit_code == ExitCode.OK, auto.stderr
-    wrong = run(store, "--output", tmp_path / "g", "--preset", "alinged")
+    wrong = run(store, "--output", tmp_path / "g", "--preset", "papre")
     assert wrong.exit_code == ExitCode.ERROR
-    assert "Did you mean 'aligned'" in wrong.stderr
+    assert "Did you mean 'paper'" in wrong.stderr
 
 
 @pytest.mark.usefixtures("ctrl_c")

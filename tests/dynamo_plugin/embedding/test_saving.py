@@ -45,10 +45,10 @@ def test_round_trip_to_the_bit(embedding: ModelEmbedding, folder: Path) -> None:
     assert loaded.population.ids == embedding.population.ids
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_older_versions_are_read(version: int) -> None:
-    """Written before stages (1) and before resumed fits (2); `expected.json` holds what the code of
-    then computed."""
+    """Written before stages (1), before resumed fits (2) and before leading dimensions (3);
+    `expected.json` holds what the code of then computed."""
     golden = Path(__file__).parent / "golden" / f"version{version}"
     expected = json.loads((golden / "expected.json").read_text())
     inputs = torch.tensor(expected["inputs"])
@@ -56,6 +56,8 @@ def test_older_versions_are_read(version: int) -> None:
     assert loaded.config.state_map == "affine"
     assert (loaded.common_maps is None) == (version == 1)
     assert loaded.stopped is None
+    assert loaded.config.leading_dim == loaded.thetas.shape[1]
+    assert loaded.config.family_options["readout"] == "shared"
     for model, values in expected["models"].items():
         network = loaded.render(model)
         torch.testing.assert_close(network(inputs), torch.tensor(values["outputs"]))
@@ -145,7 +147,7 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, "version 99 .* reads versions up to 3"),
+        ({"version": 99}, "version 99 .* reads versions up to 4"),
         ({"format": "something"}, "does not describe a dynamo-embedding"),
         ({"spec": {}}, "KeyError"),
         ({"version": 2, "config": {"family": "transformer"}}, "something else with the same"),

@@ -99,3 +99,29 @@ def test_the_fit_is_a_fixed_point(write_population: Callable[..., Population]) -
         found = float((aligned[model] * others).sum())
         best = float((normal[model] @ torch.from_numpy(rotation) * others).sum())
         assert found == pytest.approx(best, rel=1e-3)
+
+
+def test_wide_states_are_aligned_in_their_leading_components(
+    write_population: Callable[..., Population],
+) -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(SAMPLES * TIME, 6)) * [6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    bases = [ortho_group.rvs(300, random_state=seed)[:6] for seed in range(3)]
+    noise = [1e-3 * rng.normal(size=(len(base), 300)) for _ in bases]
+    states = {
+        f"net-{index}": base @ axes + small
+        for index, (axes, small) in enumerate(zip(bases, noise, strict=True))
+    }
+    alignment, targets = _align(write_population, states)
+    assert alignment.rotations.shape == (3, 256, 300)
+    products = alignment.rotations @ alignment.rotations.mT
+    torch.testing.assert_close(products, torch.eye(256).expand(3, -1, -1), rtol=0, atol=1e-4)
+    assert alignment.explained == pytest.approx(1, abs=1e-4)
+    batch = targets.batch(torch.arange(3), torch.arange(SAMPLES))
+    mean, _ = targets.state_statistics(torch.arange(SAMPLES), "hidden")
+    centred = (batch.states["hidden"].flatten(1, 2) - mean[:, None]).double()
+    aligned = centred @ alignment.rotations.double().mT
+    torch.testing.assert_close(aligned[0, :, :6], aligned[1, :, :6], rtol=0, atol=0.05)
+    torch.testing.assert_close(aligned[0, :, :6], aligned[2, :, :6], rtol=0, atol=0.05)
+    kept = aligned.square().sum() / centred.square().sum()
+    assert float(kept) == pytest.approx(1, abs=1e-5)

@@ -66,7 +66,13 @@ def _plain(
         target = torch.from_numpy(population.states(name)[start + time])
         target = (target - mean) / maps.scale[model]
         hidden.append((weight @ state + bias - target).square().mean())
-    readout = meta_model.readouts[["class", "value"].index(population.output_group(name))]
+    group = ["class", "value"].index(population.output_group(name))
+    bend = torch.einsum("k,kuo->uo", theta, meta_model.readout_theta[group])
+
+    def readout(state: Tensor) -> Tensor:
+        read: Tensor = meta_model.readouts[group](state) + state @ bend[:-1] + bend[-1]
+        return read
+
     if population.output_group(name) == "class":
         p = torch.from_numpy(population.outputs(name)[sample]).log_softmax(0)
         q = readout(states[-1]).log_softmax(0)

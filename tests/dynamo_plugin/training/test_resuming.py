@@ -19,20 +19,22 @@ from torch import nn
 from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
 from dynamo_plugin.errors import DivergedFit, InvalidInput
 from dynamo_plugin.store import Population, open_population
-from dynamo_plugin.training import Callback, Trainer
+from dynamo_plugin.training import PRESETS, Callback, Trainer
 
 SAMPLES, TIME, STEPS = 24, 5, 100
 WORKER = Path(__file__).with_name("fit_in_a_process.py")
 BASE: dict[str, Any] = {
-    "family_options": {"units": 8},
+    "family_options": {"units": 8, "token_dim": 4},
     "embedding_dim": 2,
     "steps": STEPS,
     "batch_size": 4,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
-    "learned": {},
-    "solved": {"state_map_solver": "ridge", "alignment_weight": 1.0, "embedding_dim": "auto"},
-    "one by one": {"state_map": "amortised", "state_map_solver": "ridge", "models_per_step": 1},
+    "default": {},
+    "private dimensions": {"leading_share": 0.1},
+    "paper": PRESETS["paper"],
+    "leading": {"embedding_dim": "auto"},
+    "one by one": {"state_map": "amortised", "models_per_step": 1},
 }
 
 
@@ -126,7 +128,7 @@ def test_a_finished_fit_resumes_to_what_it_was(stored: Path, tmp_path: Path) -> 
 
 def test_killed_and_resumed_is_uninterrupted(stored: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, str(WORKER), str(stored), str(tmp_path / "c"), str(tmp_path / "e")]
-    process = subprocess.Popen([*arguments, "learned"])
+    process = subprocess.Popen([*arguments, "default"])
     deadline = time.monotonic() + 60
     while len(list((tmp_path / "c").glob("step-*"))) < 2 and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -137,7 +139,7 @@ def test_killed_and_resumed_is_uninterrupted(stored: Path, tmp_path: Path) -> No
     _require_equal(resumed, _fit(stored))
 
 
-@pytest.mark.parametrize("variant", ["learned", "one by one"])
+@pytest.mark.parametrize("variant", ["default", "one by one"])
 def test_two_processes_fit_what_one_fits(stored: Path, tmp_path: Path, variant: str) -> None:
     _torchrun(stored, tmp_path, variant)
     shared = load_embedding(tmp_path / "embedding")
@@ -155,12 +157,12 @@ def test_two_processes_fit_what_one_fits(stored: Path, tmp_path: Path, variant: 
 
 
 def test_one_process_or_two_go_on_from_two(stored: Path, tmp_path: Path) -> None:
-    settings = VARIANTS["solved"]
-    _torchrun(stored, tmp_path, "solved", stop=16)
+    settings = VARIANTS["default"]
+    _torchrun(stored, tmp_path, "default", stop=16)
     shutil.copytree(tmp_path / "checkpoints", tmp_path / "copied")
     alone = _fit(stored, checkpoints=tmp_path / "copied", resume=True, **settings)
     shutil.rmtree(tmp_path / "embedding")
-    _torchrun(stored, tmp_path, "solved")
+    _torchrun(stored, tmp_path, "default")
     expected = _fit(stored, **settings).thetas
     for resumed in (alone, load_embedding(tmp_path / "embedding")):
         torch.testing.assert_close(resumed.thetas, expected, rtol=1e-3, atol=1e-4)
@@ -223,7 +225,7 @@ def test_what_a_callback_raises_comes_out(stored: Path, tmp_path: Path) -> None:
     _require_equal(_fit(stored, checkpoints=tmp_path, resume=True), _fit(stored))
 
 
-@pytest.mark.parametrize("variant", ["learned", "solved"])
+@pytest.mark.parametrize("variant", ["paper", "default"])
 def test_divergence_leaves_the_checkpoints_before_it(
     stored: Path, tmp_path: Path, variant: str
 ) -> None:

@@ -49,23 +49,34 @@ def _embed(
 def _plain(
     population: Population, samples: list[int], *, layered: bool
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Mean change of both models' scaled states after each token, and the tokens' counts.
+    """Coefficients of each token for the change of both models' scaled states, and its count.
 
-    Of layered models, whose steps do not follow from each other, the mean state.
+    Least squares on one column per token and one per unit of the state before. Of layered models,
+    whose steps do not follow from each other, the mean state.
     """
-    responses, counts = np.zeros((VOCABULARY, sum(WIDTHS))), np.zeros(VOCABULARY, np.int64)
-    for sample in samples:
-        start, stop = population.offsets[sample : sample + 2]
-        before = np.zeros(sum(WIDTHS))
-        for row in range(start, stop):
-            now = np.concatenate(
-                [population.states("m3")[row] / 2.0, population.states("m5")[row] / 0.5]
-            )
-            token = population.inputs.values[row]
-            responses[token] += now - before
-            counts[token] += 1
-            before = before if layered else now
-    return responses / np.maximum(counts, 1)[:, None], counts
+    parts = []
+    for name, scale in (("m3", 2.0), ("m5", 0.5)):
+        tokens, befores, changes = [], [], []
+        for sample in samples:
+            start, stop = population.offsets[sample : sample + 2]
+            before = np.zeros(int(name[1]))
+            for row in range(start, stop):
+                now = population.states(name)[row] / scale
+                tokens.append(population.inputs.values[row])
+                befores.append(before)
+                changes.append(now if layered else now - before)
+                before = before if layered else now
+        parts.append(_coefficients(np.array(tokens), np.array(befores), np.array(changes)))
+    counts = np.bincount(tokens, minlength=VOCABULARY)
+    return np.concatenate(parts, axis=1), counts
+
+
+def _coefficients(
+    tokens: NDArray[np.int64], befores: NDArray[np.float64], changes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    columns = np.concatenate([np.eye(VOCABULARY)[tokens], befores], axis=1)
+    solution: NDArray[np.float64] = np.linalg.lstsq(columns, changes)[0][:VOCABULARY]
+    return solution
 
 
 @pytest.mark.parametrize("layered", [False, True])
@@ -137,7 +148,7 @@ def test_changes_between_stored_states_are_shared(
     embedded = _embed(strided, samples, token_dim=4).double().numpy()
     halves, counts = [], np.zeros(VOCABULARY, np.int64)
     for name, scale, every in (("m3", 2.0, 1), ("m5", 0.5, 3)):
-        sums, seen = np.zeros((VOCABULARY, WIDTHS[every > 1])), np.zeros(VOCABULARY, np.int64)
+        steps: list[tuple[int, NDArray[np.float64], NDArray[np.float64]]] = []
         for start, length in zip(population.offsets, LENGTHS, strict=False):
             states = population.states(name)[start : start + length] / scale
             tokens = population.inputs.values[start : start + length]
@@ -147,11 +158,11 @@ def test_changes_between_stored_states_are_shared(
                 read.append(tokens[time])
                 if time % every == 0:
                     for token in read:
-                        sums[token] += (states[time] - before) / len(read)
-                        seen[token] += 1
+                        steps.append((token, before, (states[time] - before) / len(read)))
                     before, read = states[time], []
-        halves.append(sums / np.maximum(seen, 1)[:, None])
-        counts += seen
+        tokens, befores, changes = (np.array(column) for column in zip(*steps, strict=True))
+        halves.append(_coefficients(tokens, befores, changes))
+        counts += np.bincount(tokens, minlength=VOCABULARY)
     responses = np.concatenate(halves, axis=1)
     expected = PCA(n_components=4, svd_solver="full").fit(np.repeat(responses, counts, axis=0))
     scores = expected.transform(responses) * (counts > 0)[:, None]

@@ -81,7 +81,10 @@ def test_without_normalisation_the_scale_matters(
 ) -> None:
     states, outputs, inputs = _networks({"a": 10.0, "b": 1.0})
     population = write_population(states, outputs, inputs, [TIME] * SAMPLES)
-    fitted, plain = (_fit(population, hidden_scale=scale) for scale in ("none", "variance"))
+    learned = {"state_map_solver": "gradient"}
+    fitted, plain = (
+        _fit(population, hidden_scale=scale, **learned) for scale in ("none", "variance")
+    )
     assert fitted.state_maps["hidden"].scale.tolist() == [1.0, 1.0]
     assert fitted.history[0]["hidden_loss"] > 2 * plain.history[0]["hidden_loss"]
 
@@ -95,7 +98,7 @@ def test_output_weight_zero_leaves_the_readout_as_it_was(small: Population) -> N
 
 
 def test_decay_draws_thetas_to_zero(small: Population) -> None:
-    free, decayed = _fit(small, theta_decay=0.0), _fit(small, theta_decay=10.0)
+    free, decayed = (_fit(small, theta_decay=d, theta_init="random") for d in (0.0, 10.0))
     assert decayed.thetas.norm() < 0.2 * free.thetas.norm()
 
 
@@ -109,7 +112,8 @@ def test_a_step_in_several_passes_is_the_same_step(
     small: Population, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A map that models share is solved in every pass, for what was seen by then.
-    for settings in ({}, {"state_map_solver": "ridge"}):
+    for solver in ("gradient", "ridge"):
+        settings = {"state_map_solver": solver, "alignment_weight": 0.0}
         whole = _fit(small, steps=20, **settings)
         with monkeypatch.context() as patch:
             patch.setattr(trainer, "ROWS_PER_PASS", 1)
