@@ -198,7 +198,7 @@ def test_two_output_groups_on_texts_made_here(tmp_path: Path) -> None:
         *("--vocabulary", "12", "--network-steps", "80", "--capture", "100", "--steps", "80"),
         *("--tokens", "8"),
     )
-    assert [row["variant"] for row in rows] == ["free", "aligned"]
+    assert [row["variant"] for row in rows] == ["paper", "default"]
     for row in rows:
         assert row["accuracy reviews"] > 0.8
         assert row["r2"] > 0.4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -34,6 +34,9 @@ from dynamo_plugin.training.targets import Targets
 from dynamo_plugin.training.trainer import ROWS_PER_PASS
 
 __all__ = ["Inserted", "insert"]
+
+FASTER = 3
+"""How many times faster than in a fit thetas are learned, since the meta-model is there already."""
 
 ALIGNED_SAMPLES = 128
 """Samples on which new networks are rotated onto what the meta-model does."""
@@ -113,7 +116,8 @@ def insert(
     units = theta_units(config)
     objective.rescale_theta(1 / units)
     optimiser = torch.optim.Adam([{"params": [objective.thetas]}, {"params": maps}])
-    peaks = (config.theta_learning_rate or config.learning_rate, config.learning_rate)
+    config = replace(config, theta_init="random")  # none waits for a meta-model that can do nothing
+    peaks = (FASTER * (config.theta_learning_rate or config.learning_rate), config.learning_rate)
     generator = torch.Generator().manual_seed(config.seed + 5)
     batches = draw_batches(
         samples,
@@ -131,7 +135,7 @@ def insert(
     )
     for step, (models, some) in enumerate(bar):
         phase = phase_at(step, config)
-        if step in (0, phase.stop // 2):
+        if step - phase.start in (0, (phase.stop - phase.start) // 2):
             order = torch.randperm(len(samples), generator=generator)
             _align(objective, targets, samples[order[:ALIGNED_SAMPLES]], first=step == 0)
         optimiser.zero_grad(set_to_none=True)

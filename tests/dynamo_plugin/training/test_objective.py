@@ -67,6 +67,7 @@ def _plain(
         target = (target - mean) / maps.scale[model]
         hidden.append((weight @ state + bias - target).square().mean())
     group = ["class", "value"].index(population.output_group(name))
+    assert meta_model.readout_theta is not None
     bend = torch.einsum("k,kuo->uo", theta, meta_model.readout_theta[group])
 
     def readout(state: Tensor) -> Tensor:

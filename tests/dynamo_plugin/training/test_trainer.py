@@ -81,9 +81,9 @@ def test_without_normalisation_the_scale_matters(
 ) -> None:
     states, outputs, inputs = _networks({"a": 10.0, "b": 1.0})
     population = write_population(states, outputs, inputs, [TIME] * SAMPLES)
-    learned = {"state_map_solver": "gradient"}
     fitted, plain = (
-        _fit(population, hidden_scale=scale, **learned) for scale in ("none", "variance")
+        _fit(population, hidden_scale=scale, state_map_solver="gradient")
+        for scale in ("none", "variance")
     )
     assert fitted.state_maps["hidden"].scale.tolist() == [1.0, 1.0]
     assert fitted.history[0]["hidden_loss"] > 2 * plain.history[0]["hidden_loss"]
@@ -98,7 +98,8 @@ def test_output_weight_zero_leaves_the_readout_as_it_was(small: Population) -> N
 
 
 def test_decay_draws_thetas_to_zero(small: Population) -> None:
-    free, decayed = (_fit(small, theta_decay=d, theta_init="random") for d in (0.0, 10.0))
+    together: dict[str, Any] = {"leading_dim": None, "theta_init": "random"}
+    free, decayed = (_fit(small, theta_decay=decay, **together) for decay in (0.0, 100.0))
     assert decayed.thetas.norm() < 0.2 * free.thetas.norm()
 
 
