@@ -16,7 +16,7 @@ ROWS = 8192
 """Rows of states that rotations are computed from: where states have d dimensions, a few tens of d
 rows fix a rotation."""
 
-BYTES = 2**30
+BYTES = 2**29
 """What the rows of all models may take; fewer are read where they would take more."""
 
 PASSES = 100
