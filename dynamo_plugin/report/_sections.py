@@ -78,7 +78,11 @@ def run_section(findings: Findings) -> str:
         ),
         ("samples", f"{training:,} for training, {held_out:,} held out"),
         ("meta-model", f"{config.family}, {_options(dict(config.family_options))}"),
-        ("θ", f"{config.embedding_dim} dimensions, decay {config.theta_decay:g}"),
+        (
+            "θ",
+            f"{config.embedding_dim} dimensions, {config.leading_dim} of them leading, "
+            f"decay {config.theta_decay:g}",
+        ),
         (
             "losses",
             f"hidden {config.hidden_loss}, output {output_loss}, weight {config.output_weight:g}",

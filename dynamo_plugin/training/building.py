@@ -27,6 +27,9 @@ from dynamo_plugin.types import OutputSpec, PopulationSpec
 
 __all__ = ["build", "choose_output_losses", "make_state_maps", "output_terms"]
 
+ROUNDING = 1e-6
+"""Share of the variance of aligned states below which deviations are none."""
+
 SPREAD = 0.2
 """Root mean square of thetas that start along principal components."""
 
@@ -239,19 +242,31 @@ def _dimensions(
 
 
 def _mean_deviations(found: Mapping[str, _Statistics]) -> Tensor:
-    """Return the inner products of the models' deviations, all stages counting alike."""
-    own = [statistics.deviations for statistics in found.values()]
-    return torch.stack([gram / gram.trace() for gram in own]).mean(0)
+    """Return the inner products of the models' deviations, of trace 1, all stages counting alike.
+
+    A stage at which all models do the same, but for rounding, adds next to nothing.
+    """
+    shares = []
+    for statistics in found.values():
+        gram = statistics.deviations
+        models, width = statistics.rotations.shape[:2]  # states have a second moment of 1 per axis
+        shares.append(gram / gram.trace().clamp(min=ROUNDING * models * width))
+    return torch.stack(shares).mean(0)
 
 
 def _components(found: Mapping[str, _Statistics], dims: int, ranks: Ranks) -> Tensor:
-    """Return (model, dims): models along the principal components of their deviations."""
+    """Return (model, dims): models along the principal components of their deviations.
+
+    All at zero where they differ by nothing but rounding.
+    """
     models = len(next(iter(found.values())).mean)
     placed = torch.zeros(models, dims)
     if ranks.rank == 0:
-        values, vectors = torch.linalg.eigh(_mean_deviations(found))
+        deviations = _mean_deviations(found)
+        values, vectors = torch.linalg.eigh(deviations)
         along = (vectors * values.clamp(min=0).sqrt()).flip(1)[:, :dims]
-        placed[:, : along.shape[1]] = SPREAD * along / along.square().sum(1).mean().sqrt()
+        if deviations.trace() * len(found) > 0.5:
+            placed[:, : along.shape[1]] = SPREAD * along / along.square().sum(1).mean().sqrt()
     ranks.from_first(placed)
     return placed
 

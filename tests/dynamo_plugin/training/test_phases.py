@@ -136,6 +136,24 @@ def test_more_leading_dimensions_than_there_are(population: Population) -> None:
     assert embedding.thetas.shape[1] == 2
 
 
+def test_networks_that_do_the_same_have_the_same_theta(
+    write_population: Callable[..., Population],
+) -> None:
+    torch.manual_seed(1)
+    inputs = torch.randn(SAMPLES, TIME, 2)
+    hidden = nn.GRU(2, 5, batch_first=True)(inputs)[0].detach()
+    outputs = nn.Linear(5, 3)(hidden[:, -1]).detach().numpy()
+    orders = {"one": [0, 1, 2, 3, 4], "twin": [3, 1, 4, 0, 2], "again": [0, 1, 2, 3, 4]}
+    population = write_population(
+        {name: hidden[..., order].flatten(0, 1).numpy() for name, order in orders.items()},
+        dict.fromkeys(orders, outputs),
+        inputs.flatten(0, 1).numpy(),
+        [TIME] * SAMPLES,
+    )
+    embedding = fit(population, **SETTINGS)
+    assert embedding.distances().to_numpy().max() < 1e-3
+
+
 class Fixed(GRUMetaModel):
     """A family that somebody wrote before there were units to change."""
 
