@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynamo_plugin.metamodels._cells import Cell
+from dynamo_plugin.registry.copying import room
 
 __all__ = ["recur"]
 
@@ -182,15 +183,14 @@ def _run(
     )
     sequences, time = max(driven.shape[1], bias.shape[1]), driven.shape[2]
     units = weight.shape[-1]
-    states = driven.new_empty(models, sequences, time, cell.parts * units)
-    kept = driven.new_empty(
-        (models, sequences, time, cell.kept * units) if keep else (0, 0, 0, cell.kept * units)
-    )
+    states = room((models, sequences, time, cell.parts * units), driven)
+    rows = (models, sequences, time) if keep else (0, 0, 0)
+    kept = room((*rows, cell.kept * units), driven)
     for block in _blocks(states):
         here = states[block]
-        room = kept[block] if keep else here.new_empty(*here.shape[:2], 1, kept.shape[-1])
+        gates = kept[block] if keep else here.new_empty(*here.shape[:2], 1, kept.shape[-1])
         seen = (_part(tensor, block[:axes]) for tensor, axes in zip(tensors, LEADING, strict=True))
-        cell.run(next(seen), next(seen), next(seen), next(seen), here, room)
+        cell.run(next(seen), next(seen), next(seen), next(seen), here, gates)
     return states, kept
 
 

@@ -1,15 +1,17 @@
-"""Copies of states, in memory that is used again.
+"""Large tensors in memory that is used again.
 
-A capture copies every state once and drops the copy when it has been written. Fresh memory would
-cost about as much as the copying: the system has to find and clear every page of it.
+A capture copies every state once and drops the copy when it has been written; a fit keeps what the
+backward pass needs of every step. Fresh memory would cost about as much as the copying: the system
+has to find and clear every page of it.
 """
 
 from __future__ import annotations
 
+import math
 import mmap
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,13 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["copied", "recycling"]
+__all__ = ["copied", "recycling", "room"]
 
 SMALLEST = 2**20
-"""Copies below this size take memory from torch, which serves them well."""
+"""Tensors below this size take memory from torch, which serves them well."""
 
 KEPT_BYTES = 64 * 2**20
-"""Most memory that is kept for later copies."""
+"""Most memory that is kept for later copies of a capture."""
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -36,23 +38,45 @@ def copied(tensor: Tensor) -> Tensor:
     True
     """
     plain = tensor.detach()
-    if (
-        not _POOL.users
-        or type(plain) is not Tensor
-        or plain.device.type != "cpu"
-        or plain.is_quantized
-        or plain.nbytes < SMALLEST
-    ):
+    if type(plain) is not Tensor or plain.is_quantized or not _is_served(plain, plain.nbytes):
         return plain.clone(memory_format=torch.contiguous_format)
-    memory = torch.from_numpy(_POOL.take(plain.nbytes))
-    return memory.view(plain.dtype).view(plain.shape).copy_(plain)
+    return _taken(plain.shape, plain).copy_(plain)
+
+
+def room(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Return a tensor of some shape, its values left to chance, of the dtype and device of another.
+
+    Within `recycling`, a large one on the CPU lies in memory that earlier ones no longer need.
+
+    >>> room((2, 3), torch.ones(1, dtype=torch.float64)).dtype
+    torch.float64
+    """
+    if _is_served(like, math.prod(shape) * like.element_size()):
+        return _taken(shape, like)
+    return like.new_empty(tuple(shape))
+
+
+def _is_served(like: Tensor, size: int) -> bool:
+    return bool(_POOL.users) and like.device.type == "cpu" and size >= SMALLEST
+
+
+def _taken(shape: Sequence[int], like: Tensor) -> Tensor:
+    memory = torch.from_numpy(_POOL.take(math.prod(shape) * like.element_size()))
+    return memory.view(like.dtype).view(tuple(shape))
 
 
 @contextmanager
-def recycling() -> Iterator[None]:
-    """Have copies use memory again, in all threads; what is kept for them is freed at the end."""
+def recycling(kept_bytes: int | None = None) -> Iterator[None]:
+    """Have tensors use memory again, in all threads; what is kept for them is freed at the end.
+
+    Parameters
+    ----------
+    kept_bytes
+        Most memory that is kept, None for 64 MiB; where several ask, what the last one said.
+    """
     with _POOL.lock:
         _POOL.users += 1
+        _POOL.limit = KEPT_BYTES if kept_bytes is None else kept_bytes
     try:
         yield
     finally:
@@ -67,6 +91,7 @@ class _Pool:
 
     def __init__(self) -> None:
         self.users = 0
+        self.limit = KEPT_BYTES
         # the same thread may come back from a garbage collection
         self.lock = threading.RLock()
         self._free: dict[int, list[mmap.mmap]] = {}
@@ -87,7 +112,7 @@ class _Pool:
 
     def _give(self, memory: mmap.mmap) -> None:
         with self.lock:
-            if self.users and self._kept + len(memory) <= KEPT_BYTES:
+            if self.users and self._kept + len(memory) <= self.limit:
                 self._free.setdefault(len(memory), []).append(memory)
                 self._kept += len(memory)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dynamo_plugin.errors import DivergedFit, InvalidInput
 from dynamo_plugin.metamodels import StageMaps
+from dynamo_plugin.registry.copying import recycling
 from dynamo_plugin.registry.interfaces import MetaModel
 from dynamo_plugin.store import Population
 from dynamo_plugin.training.building import build
@@ -41,6 +42,9 @@ ROWS_PER_PASS = 400_000
 """Rows of states, models x sequences x time steps (or positions of all stages), that go through
 forward and backward at once. A step over more than that is made of several passes whose gradients
 add up, which bounds its memory: a recurrent pass keeps about 50 bytes per meta unit and row."""
+
+KEPT_BYTES = 2**30
+"""Most memory that is kept from one step to the next."""
 
 HISTORY_SAMPLES = 16
 """Held-out samples of each such look; the figures of a finished fit use all of them."""
@@ -201,7 +205,7 @@ class Trainer:
             callback.begin(self)
         try:
             if self.stopped is None:
-                with DeferredInterrupt() as interrupt:
+                with DeferredInterrupt() as interrupt, recycling(KEPT_BYTES):
                     # Batches of steps that a checkpoint has behind it are drawn and passed over.
                     for models, samples in islice(batches, self.step, config.steps):
                         self._advance(models, samples)

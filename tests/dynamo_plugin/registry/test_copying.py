@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import mmap
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dynamo_plugin.metamodels import GRUMetaModel
+from dynamo_plugin.metamodels._recurrence import recur
 from dynamo_plugin.registry import copying
-from dynamo_plugin.registry.copying import copied, recycling
+from dynamo_plugin.registry.copying import copied, recycling, room
 
 LARGE = 2**12
 """Numbers of a tensor that takes memory that is used again."""
@@ -148,3 +151,47 @@ def test_other_tensors_are_cloned() -> None:
     with recycling():
         assert copied(quantised).is_quantized
         assert type(copied(own)) is Own
+
+
+def test_room_is_used_again_while_somebody_recycles(fresh: list[int]) -> None:
+    like = torch.ones(1, dtype=torch.float64)
+    assert room((LARGE, 4), like).dtype == torch.float64
+    assert not fresh  # nobody recycles
+    with recycling(2**30):
+        first = room((LARGE, 4), like)
+        assert first.shape == (LARGE, 4)
+        assert in_pages(first)
+        second = room((LARGE, 4), like)
+        assert first.data_ptr() != second.data_ptr()
+        place = first[1:].data_ptr() - first[0].nbytes
+        view = first[1:]
+        del first
+        assert room((LARGE, 4), like).data_ptr() != place  # a view is left
+        del view
+        assert room((2, LARGE, 2), like).data_ptr() == place
+    with recycling(0):
+        del second
+        before = len(fresh)
+        room((LARGE, 4), like)
+        room((LARGE, 4), like)
+        assert len(fresh) == before + 2
+
+
+def test_a_recurrence_in_recycled_room_is_the_same() -> None:
+    torch.manual_seed(0)
+    cell = GRUMetaModel.cell
+    inputs = [torch.randn(*shape) for shape in ((1, 8, 40, 96), (5, 1, 96), (96, 32), (96,))]
+    found = []
+    for context in (nullcontext(), recycling(2**30)):
+        with context:
+            for _ in range(3):  # the later ones in what the first ones left
+                leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+                states = recur(cell, *leaves)
+                states.square().mean().backward()
+                found.append([states.detach().clone(), *(leaf.grad for leaf in leaves)])
+                del states
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert one is not None
+            assert same is not None
+            assert torch.equal(one, same)
