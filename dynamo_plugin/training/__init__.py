@@ -16,7 +16,7 @@ from dynamo_plugin.training.evaluation import Evaluation, compares_decisions, ev
 from dynamo_plugin.training.own_readouts import OwnReadouts
 from dynamo_plugin.training.ranks import process_group
 from dynamo_plugin.training.targets import Targets
-from dynamo_plugin.training.trainer import FittedModels, Trainer
+from dynamo_plugin.training.trainer import FittedModels, Trainer, run_together
 
 __all__ = [
     "PRESETS",
@@ -36,4 +36,5 @@ __all__ = [
     "evaluate",
     "make_state_maps",
     "process_group",
+    "run_together",
 ]

@@ -42,6 +42,7 @@ def build(
     device: torch.device,
     ranks: Ranks = Ranks(),  # noqa: B008  (frozen)
     start: bool = True,
+    targets: Targets | None = None,
 ) -> tuple[Objective, Targets, FitConfig]:
     """Make meta-model, thetas and state maps, and what they learn from.
 
@@ -60,6 +61,8 @@ def build(
     start
         Whether to look for rotations and a token embedding to start from; not needed where all
         values are replaced by those of a checkpoint.
+    targets
+        Those of another fit, see `Trainer`.
 
     Returns
     -------
@@ -74,9 +77,10 @@ def build(
     losses = choose_output_losses(population.population_spec.outputs, config.output_loss)
     for name in losses.values():
         _require_role(name, "output")
-    targets = Targets(
-        population, sites=config.sites, device=device, layered=family.layered, ranks=ranks
-    )
+    if targets is None:
+        targets = Targets(
+            population, sites=config.sites, device=device, layered=family.layered, ranks=ranks
+        )
     spec = population.population_spec
     if family.layered:
         spec = replace(spec, stages=tuple(stage.spec for stage in targets.stages))

@@ -21,6 +21,7 @@ from dynamo_plugin.training.checkpoints import Checkpoint, CheckpointFolder
 from dynamo_plugin.training.config import FitConfig
 from dynamo_plugin.training.interrupts import DeferredInterrupt
 from dynamo_plugin.training.looking import look
+from dynamo_plugin.training.objective import Terms
 from dynamo_plugin.training.phases import hold_thetas, learning_rate, phase_at, theta_units
 from dynamo_plugin.training.ranks import Ranks
 from dynamo_plugin.training.sampler import draw_batches, split_samples
@@ -31,9 +32,11 @@ from dynamo_plugin.training.snapshots import (
     restore_optimiser,
     under,
 )
+from dynamo_plugin.training.stacking import can_be_stacked, run_stacked
 from dynamo_plugin.training.stopping import has_settled
+from dynamo_plugin.training.targets import Targets
 
-__all__ = ["FittedModels", "Trainer"]
+__all__ = ["FittedModels", "Trainer", "run_together"]
 
 HISTORY_ROWS = 25
 """How often a fit looks at held-out samples, writes a line of history and a checkpoint."""
@@ -96,6 +99,9 @@ class Trainer:
         Are told what happens.
     checkpoints
         Where the fit is kept while it runs, and what it goes on from.
+    targets
+        Those of another fit of the same population, with the same sites and processes, so that
+        states are read once; None to make them.
 
     Raises
     ------
@@ -113,6 +119,7 @@ class Trainer:
         device: torch.device,
         callbacks: Sequence[Callback] = (),
         checkpoints: CheckpointFolder | None = None,
+        targets: Targets | None = None,
     ) -> None:
         self.ids = population.ids
         self.ranks = Ranks.current()
@@ -144,6 +151,7 @@ class Trainer:
             device=device,
             ranks=self.ranks,
             start=latest is None,
+            targets=targets,
         )
         if latest is not None:
             self._whole.load_state_dict(under("objective.", latest.tensors))
@@ -166,6 +174,22 @@ class Trainer:
         self._everyone = self._whole.thetas.detach().clone()
         if latest is not None:
             self._go_on_from(latest)
+        batches = draw_batches(
+            self.training_samples,
+            batch_size=config.batch_size,
+            models=len(self.ids),
+            models_per_step=config.models_per_step,
+            generator=torch.Generator().manual_seed(config.seed + 1),
+            lengths=torch.tensor(population.lengths),
+            buckets=config.length_buckets,
+        )
+        # Batches of steps that a checkpoint has behind it are drawn and passed over.
+        self._batches = islice(batches, self.step, None)
+
+    @property
+    def targets(self) -> Targets:
+        """What it learns from."""
+        return self._targets
 
     @property
     def thetas(self) -> Tensor:
@@ -190,47 +214,11 @@ class Trainer:
         DivergedFit
             If the loss becomes NaN or infinite; names the step, the models and the samples.
         """
-        config = self.config
-        interval = max(config.steps // HISTORY_ROWS, 1)
-        batches = draw_batches(
-            self.training_samples,
-            batch_size=config.batch_size,
-            models=len(self.ids),
-            models_per_step=config.models_per_step,
-            generator=torch.Generator().manual_seed(config.seed + 1),
-            lengths=torch.tensor(self._population.lengths),
-            buckets=config.length_buckets,
-        )
-        for callback in self._callbacks:
-            callback.begin(self)
-        try:
-            if self.stopped is None:
-                with DeferredInterrupt() as interrupt, recycling(KEPT_BYTES):
-                    # Batches of steps that a checkpoint has behind it are drawn and passed over.
-                    for models, samples in islice(batches, self.step, config.steps):
-                        self._advance(models, samples)
-                        if interrupt.requested and self.step < config.steps:
-                            self.stop("interrupted")
-                        for callback in self._callbacks:
-                            callback.step(self)
-                        looked = self.step % interval == 0 or self.step == config.steps
-                        if looked:
-                            self._look()
-                        ended = self._agree_to_stop()
-                        if looked or ended:
-                            self._keep()
-                        if ended:
-                            break
-        finally:
-            for callback in self._callbacks:
-                callback.end(self)
-        return self._finish()
+        return run_together([self])[0]
 
-    def _advance(self, models: Tensor, samples: Tensor) -> None:
-        """Make one step."""
+    def _update(self, models: Tensor, samples: Tensor, losses: Tensor) -> None:
+        """Change everything by the gradients that there are."""
         config, objective = self.config, self._objective
-        self._optimiser.zero_grad(set_to_none=True)
-        losses = self._accumulate(models, samples)
         hold_thetas(objective.thetas, self._optimiser, phase_at(self.step, config).dims)
         norm = self._norm()
         if not torch.isfinite(norm):
@@ -242,8 +230,24 @@ class Trainer:
         thetas["lr"] = (config.theta_learning_rate or config.learning_rate) * rate
         tokens["lr"] = (config.token_learning_rate or config.learning_rate) * rate
         self._optimiser.step()
+        self._optimiser.zero_grad(set_to_none=True)
         self._losses += losses.sum(1) / len(models)
         self.step += 1
+
+    def _goes_on(self, *, interrupted: bool) -> bool:
+        """Do what there is to do between steps; return whether there is another one."""
+        steps = self.config.steps
+        if interrupted and self.step < steps:
+            self.stop("interrupted")
+        for callback in self._callbacks:
+            callback.step(self)
+        looked = self.step % max(steps // HISTORY_ROWS, 1) == 0 or self.step == steps
+        if looked:
+            self._look()
+        ended = self._agree_to_stop()
+        if looked or ended:
+            self._keep()
+        return not ended and self.step < steps
 
     def _norm(self) -> Tensor:
         """Sum gradients of what processes share; return the norm of the gradient of all models."""
@@ -276,13 +280,12 @@ class Trainer:
 
     def _accumulate(self, models: Tensor, samples: Tensor) -> Tensor:
         """Add the gradient of one step to this process's; return its (2, own model) losses."""
-        config, targets, objective = self.config, self._targets, self._objective
-        rows = len(samples) * targets.rows_per_sample(samples)
-        per_pass = max(ROWS_PER_PASS // rows, 1)
+        targets, objective = self._targets, self._objective
+        per_pass = self._models_per_pass(samples)
         mine = models[(models >= self._own.start) & (models < self._own.stop)] - self._own.start
         # Solving maps that models share takes all processes, so all make as many passes.
         passes = -(-self.ranks.most(models, len(self.ids)) // per_pass)
-        weight = phase_at(self.step, config).alignment_weight
+        weight = phase_at(self.step, self.config).alignment_weight
         losses = []
         for part in mine.tensor_split(passes):
             if not len(part):
@@ -290,12 +293,20 @@ class Trainer:
                 continue
             here = part.to(self._device)
             terms = objective(targets.batch(part, samples), here, aligned=weight > 0)
-            penalty = config.theta_decay / 2 * objective.thetas[here].square().sum(1)
-            loss = terms.hidden + config.output_weight * terms.output + penalty
-            loss = loss + weight * terms.aligned
-            (loss.sum() / len(models)).backward()
+            (self._loss(terms, here).sum() / len(models)).backward()
             losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
         return torch.cat([torch.zeros(2, 0, device=self._device), *losses], dim=1)
+
+    def _loss(self, terms: Terms, models: Tensor) -> Tensor:
+        """Return (model,): what is minimised."""
+        config = self.config
+        penalty = config.theta_decay / 2 * self._objective.thetas[models].square().sum(1)
+        weight = phase_at(self.step, config).alignment_weight
+        return terms.hidden + config.output_weight * terms.output + penalty + weight * terms.aligned
+
+    def _models_per_pass(self, samples: Tensor) -> int:
+        rows = len(samples) * self._targets.rows_per_sample(samples)
+        return max(ROWS_PER_PASS // rows, 1)
 
     def _look(self) -> None:
         """Add a row to the history, and stop if nothing changes any more."""
@@ -412,3 +423,63 @@ class Trainer:
             f"{', ...' if len(samples) > 4 else ''}). Lower learning_rate, or verify the "
             "population."
         )
+
+
+def run_together(trainers: Sequence[Trainer]) -> list[FittedModels]:
+    """Make all steps of several fits; see `Trainer.run`.
+
+    Meta-models that differ in their values alone run in one call.
+
+    Parameters
+    ----------
+    trainers
+        Of one population; their seeds differ, and other settings may.
+    """
+    for trainer in trainers:
+        for callback in trainer._callbacks:
+            callback.begin(trainer)
+    try:
+        going = [t for t in trainers if t.stopped is None and t.step < t.config.steps]
+        with DeferredInterrupt() as interrupt, recycling(KEPT_BYTES):
+            while going:
+                _advance_together(going)
+                going = [t for t in going if t._goes_on(interrupted=interrupt.requested)]
+    finally:
+        for trainer in trainers:
+            for callback in trainer._callbacks:
+                callback.end(trainer)
+    return [trainer._finish() for trainer in trainers]
+
+
+def _advance_together(trainers: Sequence[Trainer]) -> None:
+    """Make one step of each."""
+    drawn = [next(trainer._batches) for trainer in trainers]
+    one_pass = all(
+        len(models) <= trainer._models_per_pass(samples) and trainer.ranks.size == 1
+        for trainer, (models, samples) in zip(trainers, drawn, strict=True)
+    )
+    alike = len({(len(models), len(samples)) for models, samples in drawn}) == 1
+    stacked = len(trainers) > 1 and one_pass and alike
+    if not (stacked and can_be_stacked([t._objective.meta_model for t in trainers])):
+        for trainer, (models, samples) in zip(trainers, drawn, strict=True):
+            trainer._update(models, samples, trainer._accumulate(models, samples))
+        return
+    here = [models.to(t._device) for t, (models, _) in zip(trainers, drawn, strict=True)]
+    batches = [t._targets.batch(*some) for t, some in zip(trainers, drawn, strict=True)]
+    trajectories = run_stacked(
+        [trainer._objective.meta_model for trainer in trainers],
+        [batch.inputs for batch in batches],
+        [t._objective.thetas[models] for t, models in zip(trainers, here, strict=True)],
+        [batch.lengths for batch in batches],
+    )
+    losses, total = [], torch.zeros((), device=trainers[0]._device)
+    for trainer, trajectory, batch, models in zip(
+        trainers, trajectories, batches, here, strict=True
+    ):
+        aligned = phase_at(trainer.step, trainer.config).alignment_weight > 0
+        terms = trainer._objective.compare(trajectory, batch, models, aligned=aligned)
+        total = total + trainer._loss(terms, models).sum() / len(models)
+        losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
+    total.backward()
+    for trainer, (models, samples), own in zip(trainers, drawn, losses, strict=True):
+        trainer._update(models, samples, own)

@@ -76,6 +76,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def _fitted(places: tuple[Path, Path], **settings: Any) -> ModelEmbedding:
     return fit(
         open_population(places[0]),
+        seeds=None,
         device="cpu",
         progress=False,
         **{"family_options": {"units": 12}, "embedding_dim": 2, "steps": 200, **settings},

@@ -203,7 +203,7 @@ def test_another_population_is_refused(
 
 def test_fit_refuses_what_is_no_population() -> None:
     with pytest.raises(InvalidInput, match="Expected a Population, got str"):
-        fit("population.zarr")  # type: ignore[arg-type]
+        fit("population.zarr")  # type: ignore[call-overload]
 
 
 def test_is_frozen(embedding: ModelEmbedding) -> None:
