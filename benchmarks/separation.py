@@ -88,7 +88,7 @@ def fitted_row(
         "cpu": time.process_time() - cpu,
     }
     fidelity = dp.analyse("fidelity", embedding).to_dataframe()
-    row["k"] = embedding.thetas.shape[1]
+    row["leading"] = embedding.config.leading_dim
     row["r2"] = float(fidelity["hidden_r2"].mean())
     row["agree"] = float(fidelity["output_agreement"].mean())
     row["own"] = float(fidelity["own_readout_agreement"].mean())
