@@ -30,8 +30,8 @@ from dynamo_plugin.training.objective import Objective
 from dynamo_plugin.training.phases import hold_thetas, learning_rate, phase_at, theta_units
 from dynamo_plugin.training.sampler import draw_batches
 from dynamo_plugin.training.settling import settle
+from dynamo_plugin.training.stepping import ROWS_PER_PASS
 from dynamo_plugin.training.targets import Targets
-from dynamo_plugin.training.trainer import ROWS_PER_PASS
 
 __all__ = ["Inserted", "insert"]
 

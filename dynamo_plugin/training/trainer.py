@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dynamo_plugin.errors import DivergedFit, InvalidInput
 from dynamo_plugin.metamodels import StageMaps
@@ -21,8 +21,7 @@ from dynamo_plugin.training.checkpoints import Checkpoint, CheckpointFolder
 from dynamo_plugin.training.config import FitConfig
 from dynamo_plugin.training.interrupts import DeferredInterrupt
 from dynamo_plugin.training.looking import look
-from dynamo_plugin.training.objective import Terms
-from dynamo_plugin.training.phases import hold_thetas, learning_rate, phase_at, theta_units
+from dynamo_plugin.training.phases import learning_rate, phase_at, theta_units
 from dynamo_plugin.training.ranks import Ranks
 from dynamo_plugin.training.sampler import draw_batches, split_samples
 from dynamo_plugin.training.settling import settle
@@ -32,7 +31,7 @@ from dynamo_plugin.training.snapshots import (
     restore_optimiser,
     under,
 )
-from dynamo_plugin.training.stacking import can_be_stacked, run_stacked
+from dynamo_plugin.training.stepping import Stepper, step_together
 from dynamo_plugin.training.stopping import has_settled
 from dynamo_plugin.training.targets import Targets
 
@@ -40,11 +39,6 @@ __all__ = ["FittedModels", "Trainer", "run_together"]
 
 HISTORY_ROWS = 25
 """How often a fit looks at held-out samples, writes a line of history and a checkpoint."""
-
-ROWS_PER_PASS = 400_000
-"""Rows of states, models x sequences x time steps (or positions of all stages), that go through
-forward and backward at once. A step over more than that is made of several passes whose gradients
-add up, which bounds its memory: a recurrent pass keeps about 50 bytes per meta unit and row."""
 
 KEPT_BYTES = 2**30
 """Most memory that is kept from one step to the next."""
@@ -157,19 +151,11 @@ class Trainer:
             self._whole.load_state_dict(under("objective.", latest.tensors))
         self._objective = objective = self._whole.share(self.ranks).to(device)
         self._own = self.ranks.own(len(self.ids))
-        table = objective.meta_model.token_embedding
-        tokens = [] if table is None else list(table.parameters())
-        special = {objective.thetas, *tokens}
-        others = [p for p in objective.parameters() if p not in special]
-        groups = (others, [objective.thetas], tokens)
-        self._optimiser = torch.optim.Adam([{"params": group} for group in groups])
-        self.step = 0
-        """Steps done."""
+        self._stepper = Stepper(population, objective, self._targets, self.config, device)
         self.stopped: str | None = None
         """Why the fit ended before its time, or None."""
         self.history: list[dict[str, float]] = []
         """See `FittedModels.history`."""
-        self._losses = torch.zeros(2, device=device)
         self._last_thetas = objective.thetas.detach().clone()
         self._everyone = self._whole.thetas.detach().clone()
         if latest is not None:
@@ -185,6 +171,11 @@ class Trainer:
         )
         # Batches of steps that a checkpoint has behind it are drawn and passed over.
         self._batches = islice(batches, self.step, None)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self._stepper.step
 
     @property
     def targets(self) -> Targets:
@@ -216,24 +207,6 @@ class Trainer:
         """
         return run_together([self])[0]
 
-    def _update(self, models: Tensor, samples: Tensor, losses: Tensor) -> None:
-        """Change everything by the gradients that there are."""
-        config, objective = self.config, self._objective
-        hold_thetas(objective.thetas, self._optimiser, phase_at(self.step, config).dims)
-        norm = self._norm()
-        if not torch.isfinite(norm):
-            raise self._diverged(models, samples, losses)
-        nn.utils.clip_grads_with_norm_(objective.parameters(), config.clip, norm)
-        everything, thetas, tokens = self._optimiser.param_groups
-        rate = learning_rate(self.step, config)
-        everything["lr"] = config.learning_rate * rate
-        thetas["lr"] = (config.theta_learning_rate or config.learning_rate) * rate
-        tokens["lr"] = (config.token_learning_rate or config.learning_rate) * rate
-        self._optimiser.step()
-        self._optimiser.zero_grad(set_to_none=True)
-        self._losses += losses.sum(1) / len(models)
-        self.step += 1
-
     def _goes_on(self, *, interrupted: bool) -> bool:
         """Do what there is to do between steps; return whether there is another one."""
         steps = self.config.steps
@@ -249,26 +222,6 @@ class Trainer:
             self._keep()
         return not ended and self.step < steps
 
-    def _norm(self) -> Tensor:
-        """Sum gradients of what processes share; return the norm of the gradient of all models."""
-        parameters = dict(self._objective.named_parameters())
-        if self.ranks.size == 1:
-            return nn.utils.get_total_norm(
-                [p.grad for p in parameters.values() if p.grad is not None]
-            )
-        own = self._objective.model_tensors
-        gradients = {
-            name: torch.zeros_like(p) if p.grad is None else p.grad
-            for name, p in parameters.items()
-        }
-        square = nn.utils.get_total_norm([gradients[n] for n in parameters if n in own]).square()
-        shared = [name for name in parameters if name not in own]
-        square, *totals = self.ranks.total([square, *(gradients[name] for name in shared)])
-        gradients |= dict(zip(shared, totals, strict=True))
-        for name, parameter in parameters.items():
-            parameter.grad = gradients[name]
-        return (nn.utils.get_total_norm(totals).square() + square).sqrt()
-
     def _agree_to_stop(self) -> bool:
         if self.ranks.size == 1:
             return self.stopped is not None
@@ -278,41 +231,11 @@ class Trainer:
         self.stopped = self.stopped or "another process"
         return True
 
-    def _accumulate(self, models: Tensor, samples: Tensor) -> Tensor:
-        """Add the gradient of one step to this process's; return its (2, own model) losses."""
-        targets, objective = self._targets, self._objective
-        per_pass = self._models_per_pass(samples)
-        mine = models[(models >= self._own.start) & (models < self._own.stop)] - self._own.start
-        # Solving maps that models share takes all processes, so all make as many passes.
-        passes = -(-self.ranks.most(models, len(self.ids)) // per_pass)
-        weight = phase_at(self.step, self.config).alignment_weight
-        losses = []
-        for part in mine.tensor_split(passes):
-            if not len(part):
-                objective.solve_with_others(aligned=weight > 0)
-                continue
-            here = part.to(self._device)
-            terms = objective(targets.batch(part, samples), here, aligned=weight > 0)
-            (self._loss(terms, here).sum() / len(models)).backward()
-            losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
-        return torch.cat([torch.zeros(2, 0, device=self._device), *losses], dim=1)
-
-    def _loss(self, terms: Terms, models: Tensor) -> Tensor:
-        """Return (model,): what is minimised."""
-        config = self.config
-        penalty = config.theta_decay / 2 * self._objective.thetas[models].square().sum(1)
-        weight = phase_at(self.step, config).alignment_weight
-        return terms.hidden + config.output_weight * terms.output + penalty + weight * terms.aligned
-
-    def _models_per_pass(self, samples: Tensor) -> int:
-        rows = len(samples) * self._targets.rows_per_sample(samples)
-        return max(ROWS_PER_PASS // rows, 1)
-
     def _look(self) -> None:
         """Add a row to the history, and stop if nothing changes any more."""
         config, models = self.config, len(self.ids)
         since = self.step - int(self.history[-1]["step"] if self.history else 0)
-        hidden, output = (self.ranks.total([self._losses])[0] / since).tolist()
+        hidden, output = (self.ranks.total([self._stepper.losses])[0] / since).tolist()
         row = {
             "step": self.step,
             "hidden_loss": hidden,
@@ -334,7 +257,7 @@ class Trainer:
                 "learning_rate, or verify the population."
             )
         self.history.append(row)
-        self._losses.zero_()
+        self._stepper.losses.zero_()
         self._last_thetas = self._objective.thetas.detach().clone()
         self._everyone = self.ranks.gather(self._last_thetas, models)
         for callback in self._callbacks:
@@ -383,10 +306,10 @@ class Trainer:
             return
         objective, models = self._objective, len(self.ids)
         state = objective_state(objective, models)
-        moments = optimiser_state(objective, self._optimiser, models)
+        moments = optimiser_state(objective, self._stepper.optimiser, models)
         tensors = {f"objective.{name}": tensor for name, tensor in state.items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in moments.items()}
-        tensors["losses"] = self.ranks.total([self._losses])[0].cpu()
+        tensors["losses"] = self.ranks.total([self._stepper.losses])[0].cpu()
         tensors["last_thetas"] = self.ranks.gather(self._last_thetas, models).cpu()
         if self.ranks.rank == 0:
             # An interrupted fit is to go on; one that has settled is not.
@@ -399,30 +322,15 @@ class Trainer:
             self._checkpoints.write(Checkpoint(self.step, tensors, notes))
 
     def _go_on_from(self, latest: Checkpoint) -> None:
-        self.step = latest.step
+        self._stepper.step = latest.step
         self.history = list(latest.notes["history"])
         self.stopped = latest.notes["stopped"]
         moments = under("optimiser.", latest.tensors)
-        restore_optimiser(self._objective, self._optimiser, moments, len(self.ids))
+        restore_optimiser(self._objective, self._stepper.optimiser, moments, len(self.ids))
         if self.ranks.rank == 0:  # they are sums over processes
-            self._losses = latest.tensors["losses"].to(self._device, copy=True)
+            self._stepper.losses = latest.tensors["losses"].to(self._device, copy=True)
         last = latest.tensors["last_thetas"][self._own.start : self._own.stop]
         self._last_thetas = last.to(self._device, copy=True)
-
-    def _diverged(self, models: Tensor, samples: Tensor, losses: Tensor) -> DivergedFit:
-        named = self._population.ids
-        broken = torch.zeros(len(self.ids))
-        mine = models[(models >= self._own.start) & (models < self._own.stop)]
-        broken[mine] = (~torch.isfinite(losses.sum(0))).float().cpu()
-        (broken,) = self.ranks.total([broken.to(self._device)])
-        names = [named[model] for model in (broken.nonzero()[:, 0].tolist() or models.tolist())]
-        ids = [self._population.sample_ids[sample] for sample in samples[:4].tolist()]
-        return DivergedFit(
-            f"The loss or its gradient became NaN or infinite at step {self.step + 1} (models "
-            f"{', '.join(names[:4])}{', ...' if len(names) > 4 else ''}; samples {', '.join(ids)}"
-            f"{', ...' if len(samples) > 4 else ''}). Lower learning_rate, or verify the "
-            "population."
-        )
 
 
 def run_together(trainers: Sequence[Trainer]) -> list[FittedModels]:
@@ -442,44 +350,10 @@ def run_together(trainers: Sequence[Trainer]) -> list[FittedModels]:
         going = [t for t in trainers if t.stopped is None and t.step < t.config.steps]
         with DeferredInterrupt() as interrupt, recycling(KEPT_BYTES):
             while going:
-                _advance_together(going)
+                step_together([t._stepper for t in going], [next(t._batches) for t in going])
                 going = [t for t in going if t._goes_on(interrupted=interrupt.requested)]
     finally:
         for trainer in trainers:
             for callback in trainer._callbacks:
                 callback.end(trainer)
     return [trainer._finish() for trainer in trainers]
-
-
-def _advance_together(trainers: Sequence[Trainer]) -> None:
-    """Make one step of each."""
-    drawn = [next(trainer._batches) for trainer in trainers]
-    one_pass = all(
-        len(models) <= trainer._models_per_pass(samples) and trainer.ranks.size == 1
-        for trainer, (models, samples) in zip(trainers, drawn, strict=True)
-    )
-    alike = len({(len(models), len(samples)) for models, samples in drawn}) == 1
-    stacked = len(trainers) > 1 and one_pass and alike
-    if not (stacked and can_be_stacked([t._objective.meta_model for t in trainers])):
-        for trainer, (models, samples) in zip(trainers, drawn, strict=True):
-            trainer._update(models, samples, trainer._accumulate(models, samples))
-        return
-    here = [models.to(t._device) for t, (models, _) in zip(trainers, drawn, strict=True)]
-    batches = [t._targets.batch(*some) for t, some in zip(trainers, drawn, strict=True)]
-    trajectories = run_stacked(
-        [trainer._objective.meta_model for trainer in trainers],
-        [batch.inputs for batch in batches],
-        [t._objective.thetas[models] for t, models in zip(trainers, here, strict=True)],
-        [batch.lengths for batch in batches],
-    )
-    losses, total = [], torch.zeros((), device=trainers[0]._device)
-    for trainer, trajectory, batch, models in zip(
-        trainers, trajectories, batches, here, strict=True
-    ):
-        aligned = phase_at(trainer.step, trainer.config).alignment_weight > 0
-        terms = trainer._objective.compare(trajectory, batch, models, aligned=aligned)
-        total = total + trainer._loss(terms, models).sum() / len(models)
-        losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
-    total.backward()
-    for trainer, (models, samples), own in zip(trainers, drawn, losses, strict=True):
-        trainer._update(models, samples, own)

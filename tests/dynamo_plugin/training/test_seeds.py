@@ -17,7 +17,7 @@ from dynamo_plugin.embedding import ModelEmbedding, fit
 from dynamo_plugin.errors import InvalidConfig, StoreExists
 from dynamo_plugin.metamodels import GRUMetaModel, LSTMMetaModel
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import PRESETS, Callback, FitConfig, Trainer, run_together, trainer
+from dynamo_plugin.training import PRESETS, Callback, FitConfig, Trainer, run_together, stepping
 from dynamo_plugin.training.stacking import can_be_stacked, run_stacked
 from dynamo_plugin.types import InputSpec, OutputSpec, PopulationSpec
 
@@ -106,7 +106,7 @@ def test_fits_that_run_together_are_the_fits_of_their_seeds(
         calls.append(len(models))
         return run_stacked(models, *rest)
 
-    monkeypatch.setattr(trainer, "run_stacked", counted)
+    monkeypatch.setattr(stepping, "run_stacked", counted)
 
     def made(seed: int) -> Trainer:
         config = FitConfig.from_options({**settings, "seed": seed})

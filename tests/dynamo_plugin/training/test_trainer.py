@@ -12,7 +12,7 @@ from torch import nn
 
 from dynamo_plugin.errors import DivergedFit, InvalidConfig, InvalidInput, UnknownName
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import FitConfig, FittedModels, Trainer, trainer
+from dynamo_plugin.training import FitConfig, FittedModels, Trainer, stepping
 
 CPU = torch.device("cpu")
 SAMPLES, TIME = 40, 6
@@ -117,7 +117,7 @@ def test_a_step_in_several_passes_is_the_same_step(
         settings = {"state_map_solver": solver, "alignment_weight": 0.0}
         whole = _fit(small, steps=20, **settings)
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, "ROWS_PER_PASS", 1)
+            patch.setattr(stepping, "ROWS_PER_PASS", 1)
             parts = _fit(small, steps=20, **settings)
         torch.testing.assert_close(parts.thetas, whole.thetas, rtol=1e-3, atol=1e-5)
 
