@@ -297,9 +297,11 @@ class _StageReader:
             steps = torch.arange(rows.shape[1])
             mask = mask & (steps % self.every[models][:, None, None] == 0)
         if self._states is not None:
-            whole = len(models) == len(self._states) and bool((models.diff() == 1).all())
             place = self._states.device
-            chosen = self._states if whole else self._states[models.to(place)]
+            if len(models) and bool((models.diff() == 1).all()):  # a view, and no copy
+                chosen = self._states[int(models[0]) : int(models[-1]) + 1]
+            else:
+                chosen = self._states[models.to(place)]
             states = chosen[:, rows.flatten().to(place)].unflatten(1, rows.shape)
             if not bool(real.all()):
                 # At steps that were not stored, zero already.
