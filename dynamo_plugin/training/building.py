@@ -100,10 +100,9 @@ def build(
                 f"The family {config.family!r} does not take these options "
                 f"({dict(config.family_options)}): {error}."
             ) from error
-        if leading < dim:
-            _require_rescaling(meta_model, config)
         thetas = config.theta_std * torch.randn(len(population.ids), dim)
         if leading < dim:
+            _require_rescaling(meta_model, config)
             thetas[:, leading:] = 0
         if start and components:
             thetas[:, :leading] = _components(found, leading, ranks)
