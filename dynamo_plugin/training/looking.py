@@ -33,7 +33,8 @@ def look(
     models
         Number of models of all processes.
     last_thetas
-        (own model, embedding_dim): the thetas at the last look.
+        (own model, embedding_dim): the thetas at the last look, in the units in which they are
+        learned, as all that is said of thetas here.
     output_weight
         Of the output loss.
     """

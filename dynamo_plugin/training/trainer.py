@@ -225,11 +225,14 @@ class Trainer:
     def _agree_to_stop(self) -> bool:
         if self.ranks.size == 1:
             return self.stopped is not None
-        asked = torch.tensor(float(self.stopped is not None), device=self._device)
-        if float(self.ranks.total([asked])[0]) == 0:
-            return False
-        self.stopped = self.stopped or "another process"
-        return True
+        asked = [self.stopped is not None, self.stopped == "interrupted"]
+        flags = torch.tensor(asked, dtype=torch.float32, device=self._device)
+        stopped, interrupted = self.ranks.total([flags])[0].tolist()
+        if interrupted:  # on all processes alike: it is what a resumed fit goes on from
+            self.stopped = "interrupted"
+        elif stopped:
+            self.stopped = self.stopped or "another process"
+        return bool(stopped)
 
     def _look(self) -> None:
         """Add a row to the history, and stop if nothing changes any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -185,3 +186,25 @@ def test_one_sample_is_too_few(write_population: Callable[..., Population]) -> N
 def test_divergence_names_the_step_and_the_models(small: Population) -> None:
     with pytest.raises(DivergedFit, match=r"at step \d+ \(models .*samples sample-"):
         _fit(small, learning_rate=1e30, clip=1e30, warmup=0)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "agreed"),
+    [
+        (None, None, None),
+        ("enough", None, "enough"),
+        (None, "enough", "another process"),
+        (None, "interrupted", "interrupted"),
+        ("enough", "interrupted", "interrupted"),
+    ],
+)
+def test_an_interruption_of_one_process_is_one_of_all(
+    small: Population, ours: str | None, theirs: str | None, agreed: str | None
+) -> None:
+    config = FitConfig.from_options({"family_options": {"units": 4}, "embedding_dim": 2})
+    fit = Trainer(small, config, device=CPU)
+    flags = torch.tensor([theirs is not None, theirs == "interrupted"], dtype=torch.float32)
+    ranks: Any = SimpleNamespace(size=2, total=lambda tensors: [tensors[0] + flags])
+    fit.ranks, fit.stopped = ranks, ours
+    assert fit._agree_to_stop() == (agreed is not None)
+    assert fit.stopped == agreed
