@@ -197,8 +197,9 @@ def _upgraded(
     Version 1 knew recurrent networks and free affine maps only. Under version 2, transformers had
     other positions, and `stem="auto"` chose other stems: the same weights would run, and do
     something else. Up to version 3, all dimensions of theta were learned together, and readouts did
-    not see theta unless that was said.
+    not see theta unless that was said. Readouts were not fitted in the end where nothing says so.
     """
+    document = {**document, "config": {"settle_readouts": False, **document["config"]}}
     family = document["config"]["family"]
     if document["version"] == 2 and family in ("transformer", "resnet"):
         raise UnsupportedFormat(

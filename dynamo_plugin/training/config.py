@@ -19,6 +19,7 @@ PRESETS: Final[Mapping[str, Mapping[str, Any]]] = {
         "state_map": "affine",
         "state_map_solver": "gradient",
         "alignment_weight": 0.0,
+        "settle_readouts": False,
         "token_init": "random",
         "family_options": {"readout": "shared"},
     },
@@ -72,6 +73,9 @@ class FitConfig:
     output_loss: str | Mapping[str, str] | None = None
     """Registered name of d_y, or one per output group; None: `kl` where a sequence has one output
     of at least two entries, taken as logits, and `mse` elsewhere."""
+    settle_readouts: bool = True
+    """Whether readouts, after the last step, are fitted to many outputs at once, all else held: a
+    convex problem, see `dynamo_plugin.training.readings`."""
     output_weight: float = 1.0
     """The weight lambda of the output loss."""
     token_init: Literal["responses", "random"] = "responses"

@@ -28,6 +28,25 @@ class OutputTerm:
     scale: float
     """Outputs are divided by it first; 1 for logits."""
 
+    def laid_out(self, emulated: Tensor, real_steps: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs as losses take them, (model, sample, time, size), and their mask.
+
+        Parameters
+        ----------
+        emulated
+            (model, sample, *shape) or (model, sample, time, *shape), as the meta-model returns it.
+        real_steps
+            (sample, time) boolean.
+        """
+        if self.spec.axis == "time":
+            return emulated.flatten(3), real_steps[None, :, :, None]
+        emulated = emulated.flatten(2).unsqueeze(2)
+        return emulated, torch.ones_like(emulated[..., :1], dtype=torch.bool)
+
+    def compare(self, emulated: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """Return (model, sample): losses of outputs that are laid out."""
+        return self.loss(emulated / self.scale, target / self.scale, mask)
+
 
 @dataclass(frozen=True, slots=True)
 class Terms:
@@ -144,14 +163,8 @@ class Objective(nn.Module):
         output = torch.zeros_like(hidden)
         for group, (positions, target) in batch.outputs.items():
             term = self.outputs[group]
-            emulated = trajectory.outputs[group][positions]
-            if term.spec.axis == "time":
-                emulated, mask = emulated.flatten(3), batch.real_steps[None, :, :, None]
-            else:
-                emulated = emulated.flatten(2).unsqueeze(2)
-                mask = torch.ones_like(emulated[..., :1], dtype=torch.bool)
-            losses = term.loss(emulated / term.scale, target / term.scale, mask).mean(1)
-            output = output.index_copy(0, positions, losses)
+            emulated, mask = term.laid_out(trajectory.outputs[group][positions], batch.real_steps)
+            output = output.index_copy(0, positions, term.compare(emulated, target, mask).mean(1))
         return Terms(hidden, output, on_aligned)
 
     def rescale_theta(self, factors: Tensor) -> None:

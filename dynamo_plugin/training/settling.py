@@ -1,6 +1,8 @@
-"""The last solution of the state maps: for many training samples, summed in double precision."""
+"""The last solution of state maps and readouts, for what the meta-model does in the end."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from dynamo_plugin.metamodels import SolvableStateMaps
 from dynamo_plugin.training.evaluation import samples_per_batch
 from dynamo_plugin.training.objective import Objective
+from dynamo_plugin.training.readings import Readings
 from dynamo_plugin.training.targets import Targets
 
 __all__ = ["settle"]
@@ -18,8 +21,12 @@ rows of d features explains what it has not seen worse by a factor of about 1 + 
 
 
 @torch.no_grad()
-def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
+def settle(
+    objective: Objective, targets: Targets, samples: Tensor, *, readouts: bool = False
+) -> None:
     """Solve all state maps for what the meta-model does on some samples, at least on enough rows.
+
+    Moments are summed in double precision.
 
     Parameters
     ----------
@@ -29,9 +36,10 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
         Reads the stored states.
     samples
         (sample,) int64 indices, in random order.
+    readouts
+        Whether readouts are fitted too, see `Readings`.
     """
     rows = ROWS_PER_FEATURE * max(objective.meta_model.stage_units.values())
-    samples = targets.first_with_rows(samples, rows)
     thetas = objective.thetas.detach()
     settled = [
         (stage, maps, maps.new_moments(decay=None, dtype=torch.float64).to(thetas.device))
@@ -39,20 +47,29 @@ def settle(objective: Objective, targets: Targets, samples: Tensor) -> None:
         for stage, maps in maps_of.items()
         if isinstance(maps, SolvableStateMaps) and maps.solver == "ridge"
     ]
-    if not settled:
-        return
-    for models in torch.arange(len(thetas)).split(64):
-        here = models.to(thetas.device)
-        for chunk in samples.split(samples_per_batch(targets, samples, models=len(models))):
-            batch = targets.batch(models, chunk)
-            trajectory = objective.meta_model(
-                batch.inputs[None], thetas[here][:, None], batch.lengths[None]
-            )
-            for stage, maps, moments in settled:
-                target = maps.normalise(batch.states[stage], here)
-                mask, states = batch.masks[stage], trajectory.states[stage]
-                maps.collect(moments, states, target, mask, here)
+    readings = Readings(objective)
+    solved = len(targets.first_with_rows(samples, rows)) if settled else 0
+    read = readings.samples_wanted(targets, samples) if readouts else 0
+    with readings:
+        for models in torch.arange(len(thetas)).split(64):
+            here = models.to(thetas.device)
+            size = samples_per_batch(targets, samples, models=len(models))
+            bounds = sorted({0, solved, read})
+            for start, stop in pairwise(bounds):
+                for places in torch.arange(start, stop).split(size):
+                    batch = targets.batch(models, samples[places], states=start < solved)
+                    trajectory = objective.meta_model(
+                        batch.inputs[None], thetas[here][:, None], batch.lengths[None]
+                    )
+                    if start < read:
+                        readings.add(batch, trajectory, here, places)
+                    for stage, maps, moments in settled if start < solved else ():
+                        target = maps.normalise(batch.states[stage], here)
+                        mask, states = batch.masks[stage], trajectory.states[stage]
+                        maps.collect(moments, states, target, mask, here)
     everything = torch.arange(len(thetas), device=thetas.device)
     for _, maps, moments in settled:
         maps.solve_for(moments, everything, thetas, total=objective.ranks.total)
         maps.forget()
+    if readouts:
+        readings.fit()

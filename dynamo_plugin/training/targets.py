@@ -145,19 +145,26 @@ class Targets:
         ).amin(0)
         return samples[: int((fewest.cumsum(0) < rows).sum()) + 1]
 
-    def batch(self, models: Tensor, samples: Tensor) -> TargetBatch:
+    @property
+    def lengths(self) -> Tensor:
+        """(sample,) int64: steps of every sample of the population."""
+        return self._offsets.diff()
+
+    def batch(self, models: Tensor, samples: Tensor, *, states: bool = True) -> TargetBatch:
         """Read some models on some samples.
 
         Parameters
         ----------
         models, samples
             int64 indices on the CPU, in any order.
+        states
+            Whether states are wanted, or outputs alone.
         """
         inputs = self.population.inputs.batch(samples.numpy())
-        states, masks = {}, {}
-        for name, reader in self._readers.items():
+        found, masks = {}, {}
+        for name, reader in self._readers.items() if states else ():
             read, mask = reader.read(models, samples)
-            states[name], masks[name] = read.to(self.device), mask.to(self.device)
+            found[name], masks[name] = read.to(self.device), mask.to(self.device)
         rows, real = _padded_rows(self._offsets, samples)
         outputs = {}
         for group, members in self.groups.items():
@@ -178,7 +185,7 @@ class Targets:
         return TargetBatch(
             inputs.values.to(self.device),
             inputs.lengths.to(self.device),
-            states,
+            found,
             masks,
             self._axis,
             outputs,

@@ -283,7 +283,12 @@ class Trainer:
         self._objective.rescale_theta(theta_units(self.config))
         generator = torch.Generator().manual_seed(self.config.seed + 4)
         order = torch.randperm(len(self.training_samples), generator=generator)
-        settle(self._objective, self._targets, self.training_samples[order])
+        settle(
+            self._objective,
+            self._targets,
+            self.training_samples[order],
+            readouts=self.config.settle_readouts and self.config.output_weight > 0,
+        )
         whole = self._whole
         if self.ranks.size > 1:
             whole.requires_grad_(False).eval()  # noqa: FBT003
