@@ -107,10 +107,10 @@ def fit(
     **settings
         The fields of `dynamo_plugin.training.FitConfig`: family, family_options, embedding_dim,
         leading_dim, leading_share, private_scale, sites, state_map, state_map_solver,
-        alignment_weight, hidden_loss, hidden_scale, output_loss, output_weight,
-        settle_readouts, token_init, steps, batch_size, length_buckets, models_per_step, learning_rate, theta_learning_rate,
-        token_learning_rate, theta_decay, theta_init, theta_std, schedule, warmup, clip, patience,
-        min_improvement, min_theta_movement, held_out, seed.
+        alignment_weight, hidden_loss, hidden_scale, output_loss, output_weight, settle_readouts,
+        token_init, steps, batch_size, length_buckets, models_per_step, learning_rate,
+        theta_learning_rate, token_learning_rate, theta_decay, theta_init, theta_std, schedule,
+        warmup, clip, patience, min_improvement, min_theta_movement, held_out, seed.
 
     Returns
     -------
