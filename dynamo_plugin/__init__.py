@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         Reduction,
         capture,
         inspect_models,
+        live_population,
         register_adapter,
     )
     from dynamo_plugin.registry import get_registry, plugins
@@ -55,6 +56,7 @@ else:
         "get_registry": "registry",
         "inspect_models": "recording",
         "join_populations": "store",
+        "live_population": "recording",
         "load_embedding": "embedding",
         "open_population": "store",
         "plugins": "registry",
@@ -105,6 +107,7 @@ __all__ = [
     "get_registry",
     "inspect_models",
     "join_populations",
+    "live_population",
     "load_embedding",
     "losses",
     "metamodels",

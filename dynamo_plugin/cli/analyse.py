@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dynamo_plugin.cli._options import parse_options
+from dynamo_plugin.cli._populations import opened_population
 from dynamo_plugin.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -75,9 +76,8 @@ def command(
 
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import load_embedding
-    from dynamo_plugin.store import open_population
 
-    opened = None if population is None else open_population(population, allow_incomplete=True)
+    opened = None if population is None else opened_population(population, allow_incomplete=True)
     result = analyse(name, load_embedding(embedding, population=opened), **options)
     table = result.to_dataframe()
     if csv is not None:

@@ -12,6 +12,7 @@ import typer
 
 from dynamo_plugin.cli._exit import ExitCode
 from dynamo_plugin.cli._options import parse_options
+from dynamo_plugin.cli._populations import opened_population
 from dynamo_plugin.errors import UnknownName, suggest
 
 __all__ = ["command"]
@@ -19,7 +20,12 @@ __all__ = ["command"]
 
 def command(
     store: Annotated[
-        str, typer.Argument(metavar="STORE", help="Path or fsspec URL of the population.")
+        str,
+        typer.Argument(
+            metavar="STORE",
+            help="Path or fsspec URL of the population, or a TOML file that describes one: then "
+            "nothing is stored, and networks are run when their states are needed.",
+        ),
     ],
     *,
     output: Annotated[
@@ -84,6 +90,7 @@ def command(
       dynamo-plugin fit population.zarr --set family_options='{"units": 256}' --set held_out=0.1
       dynamo-plugin fit population.zarr --preset paper
       dynamo-plugin fit population.zarr --resume
+      dynamo-plugin fit population.toml
       torchrun --nproc-per-node 4 -m dynamo_plugin fit population.zarr
 
     Ctrl-C ends a fit after the step in hand and writes what it found; --resume --overwrite then
@@ -109,13 +116,12 @@ def command(
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import fit
     from dynamo_plugin.embedding.saving import require_writable
-    from dynamo_plugin.store import open_population
     from dynamo_plugin.training import TensorBoardLogger
 
     require_writable(output, overwrite=overwrite)  # before the work, not after it
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     kept = checkpoints or output.with_name(f"{output.name}.checkpoints")
-    population = open_population(store, allow_incomplete=allow_incomplete)
+    population = opened_population(store, allow_incomplete=allow_incomplete)
     embedding = fit(
         population,
         device=device,

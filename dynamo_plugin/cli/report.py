@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dynamo_plugin.cli._populations import opened_population
+
 __all__ = ["command"]
 
 
@@ -42,8 +44,7 @@ def command(
     """
     from dynamo_plugin.embedding import load_embedding
     from dynamo_plugin.report import write_report
-    from dynamo_plugin.store import open_population
 
-    opened = None if population is None else open_population(population, allow_incomplete=True)
+    opened = None if population is None else opened_population(population, allow_incomplete=True)
     loaded = load_embedding(embedding, population=opened)
     typer.echo(write_report(loaded, output, labels=labels, overwrite=overwrite))

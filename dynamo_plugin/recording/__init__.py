@@ -4,6 +4,7 @@ from dynamo_plugin.recording.capturing import capture
 from dynamo_plugin.recording.inputs import as_population_inputs
 from dynamo_plugin.recording.inspecting import inspect_models
 from dynamo_plugin.recording.inspection import InspectReport
+from dynamo_plugin.recording.live import live_population
 from dynamo_plugin.recording.reduction import Reduction
 from dynamo_plugin.recording.registering import register_adapter
 
@@ -13,5 +14,6 @@ __all__ = [
     "as_population_inputs",
     "capture",
     "inspect_models",
+    "live_population",
     "register_adapter",
 ]

@@ -51,7 +51,15 @@ if TYPE_CHECKING:
     from dynamo_plugin.registry.interfaces import Adapter
     from dynamo_plugin.types import JSON
 
-__all__ = ["capture", "check_positive", "checked_groups", "checked_models", "options_of_adapter"]
+__all__ = [
+    "capture",
+    "check_positive",
+    "checked_groups",
+    "checked_models",
+    "config_of",
+    "options_of_adapter",
+    "refuse_autocast",
+]
 
 
 def capture(
@@ -214,7 +222,7 @@ def capture(
         )
     if executor is not None and workers > 1:
         raise InvalidInput("executor and workers both say where models run; give one of them.")
-    _refuse_autocast()
+    refuse_autocast()
     rows = as_metadata(metadata, tuple(sources))
     groups = checked_groups(output_groups, tuple(sources))
     given = as_population_inputs(
@@ -234,7 +242,7 @@ def capture(
     elsewhere = workers > 1 or leaves_process(executor)
     if executor is not None or elsewhere:
         check_separate(sources, adapters, elsewhere=elsewhere)
-    config = _config(adapters, options) | {
+    config = config_of(adapters, options) | {
         "reduce": rules_as_json(rules),
         "samples": subset,
         "batch_size": batch_size,
@@ -320,11 +328,12 @@ def _as_share(share: Share | tuple[int, int] | None) -> Share | None:
     raise InvalidInput(f"share must be (index, count), two integers; got {share!r}.")
 
 
-def _refuse_autocast() -> None:
+def refuse_autocast() -> None:
+    """Raise `InvalidInput` inside of autocast."""
     kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     if any(torch.is_autocast_enabled(kind) for kind in kinds):
         raise InvalidInput(
-            "capture was called inside torch.autocast, which is not recorded and which other "
+            "this call is inside torch.autocast, which is not recorded and which other "
             "processes would not see. Call it outside; models may use autocast in their forward, "
             "or give forward= that does."
         )
@@ -434,7 +443,7 @@ def checked_groups(groups: Mapping[str, str] | str | None, ids: Sequence[str]) -
     return named
 
 
-def _config(adapters: AdapterChoice, options: Mapping[str, Any]) -> dict[str, JSON]:
+def config_of(adapters: AdapterChoice, options: Mapping[str, Any]) -> dict[str, JSON]:
     """Return what decides how states are read, so that a resumed capture reads them alike."""
     chosen = adapters.adapter
     kind = type(chosen)

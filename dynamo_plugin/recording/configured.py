@@ -13,10 +13,17 @@ from dynamo_plugin.recording.config import CaptureConfig, InputsConfig, ModelCon
 from dynamo_plugin.recording.executors import connected
 from dynamo_plugin.recording.factories import ConfiguredModel, call_target, load_target
 from dynamo_plugin.recording.files import read_inputs, read_metadata
+from dynamo_plugin.recording.live import live_population
 from dynamo_plugin.recording.metadata import Metadata, as_metadata
 from dynamo_plugin.store import Population
 
-__all__ = ["capture_from_config", "configured_inputs", "configured_models", "located"]
+__all__ = [
+    "capture_from_config",
+    "configured_inputs",
+    "configured_models",
+    "live_from_config",
+    "located",
+]
 
 _FROM_FACTORY = ("inputs", "lengths", "targets", "sample_ids", "vocabulary_size", "has_time")
 
@@ -92,6 +99,47 @@ def capture_from_config(
             progress=progress,
             **arguments,
         )
+
+
+def live_from_config(path: Path) -> Population:
+    """Return the population that a TOML file describes, of which nothing is stored.
+
+    What the file says about the store is passed over.
+
+    Parameters
+    ----------
+    path
+        As in `capture_from_config`.
+
+    Raises
+    ------
+    InvalidConfig
+        As in `capture_from_config`, or the file asks for reductions, which belong to a store.
+    DynamoError
+        As in `live_population`.
+    """
+    config = load_config(path)
+    folder = path.resolve().parent
+    if config.reduce:
+        raise InvalidConfig(
+            f"{path}: reduce makes states smaller before they are stored, and networks that are "
+            "run when their states are needed store nothing. Capture, or leave reduce out."
+        )
+    models, groups, metadata = configured_models(config, folder, path)
+    return live_population(
+        models,
+        metadata=metadata,
+        layers=config.layers,
+        adapter=config.adapter,
+        adapter_options=config.adapter_options,
+        samples=config.samples,
+        sample_seed=config.sample_seed,
+        output_groups=groups,
+        batch_size=config.batch_size,
+        device=config.device,
+        output=config.output,
+        **configured_inputs(config.inputs, folder),
+    )
 
 
 def configured_models(

@@ -7,6 +7,7 @@ from dynamo_plugin.store._lease import Share
 from dynamo_plugin.store._location import StoreLike
 from dynamo_plugin.store._plan import ModelBlocks, Plan, strided_rows
 from dynamo_plugin.store._values import are_finite
+from dynamo_plugin.store.computed import ComputedModel, ComputedPopulation
 from dynamo_plugin.store.inputs import PopulationInputs
 from dynamo_plugin.store.joining import join_populations
 from dynamo_plugin.store.model_status import ModelStatus
@@ -27,6 +28,8 @@ __all__ = [
     "ArrayBlocks",
     "Assembler",
     "BlockRecord",
+    "ComputedModel",
+    "ComputedPopulation",
     "ModelBlocks",
     "ModelStatus",
     "ModelWriter",

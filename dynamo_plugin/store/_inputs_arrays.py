@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "InputsHeader",
+    "header_of",
     "input_blocks",
     "input_reader",
     "read_header",
@@ -86,7 +87,7 @@ class InputsHeader:
 
 def write_inputs(location: Location, inputs: PopulationInputs) -> None:
     """Write the group of the inputs and all its arrays."""
-    location.set("inputs/zarr.json", group_document(_to_json(_header(inputs, inputs.hash))))
+    location.set("inputs/zarr.json", group_document(_to_json(header_of(inputs, inputs.hash))))
     arrays = {"values": inputs.values, "offsets": inputs.offsets}
     if inputs.targets is not None:
         arrays["targets"] = inputs.targets
@@ -107,13 +108,14 @@ def input_blocks(
 ) -> dict[str, ArrayBlocks]:
     """Return the blocks of every array of the inputs, by name, as they are laid out when new."""
     blocks: dict[str, ArrayBlocks] = {}
-    for name, layout in _header(inputs, inputs_hash).layouts.items():
+    for name, layout in header_of(inputs, inputs_hash).layouts.items():
         rows = text_chunk_rows(layout) if layout.dtype == STRING else chunk_rows(layout)
         blocks[name] = ArrayBlocks(location, layout, rows, Identity(inputs_hash), _where(name))
     return blocks
 
 
-def _header(inputs: PopulationInputs, inputs_hash: str) -> InputsHeader:
+def header_of(inputs: PopulationInputs, inputs_hash: str) -> InputsHeader:
+    """Return what the group of some inputs says."""
     targets = inputs.targets
     return InputsHeader(
         spec=inputs.spec,

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dynamo_plugin.errors import CorruptBlock
-from dynamo_plugin.store._inputs_arrays import InputsHeader, input_reader, read_inputs
+from dynamo_plugin.store._inputs_arrays import (
+    InputsHeader,
+    header_of,
+    input_reader,
+    read_inputs,
+)
+from dynamo_plugin.store._location import locate
 from dynamo_plugin.store._plan import strided_rows
 
 if TYPE_CHECKING:
@@ -16,7 +22,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.store._location import Location
     from dynamo_plugin.store.inputs import PopulationInputs
 
-__all__ = ["InputsReader", "read_offsets"]
+__all__ = ["HeldInputs", "InputsReader", "read_offsets"]
 
 
 def read_offsets(location: Location, header: InputsHeader) -> NDArray[np.int64]:
@@ -84,3 +90,14 @@ class InputsReader:
         if every == 1:  # needs no offsets
             return self.header.rows
         return int(strided_rows(self.lengths, every).sum())
+
+
+class HeldInputs(InputsReader):
+    """Inputs of a population that are in memory, and nowhere else."""
+
+    __slots__ = ()
+
+    def __init__(self, inputs: PopulationInputs) -> None:
+        super().__init__(locate({}, create=True), header_of(inputs, inputs.hash))
+        self._inputs = inputs
+        self._sample_ids = inputs.sample_ids

@@ -23,9 +23,23 @@ if TYPE_CHECKING:
     from dynamo_plugin.store._location import Location
     from dynamo_plugin.store._root import ModelHeader, Root
     from dynamo_plugin.store.projections import Projection
-    from dynamo_plugin.types import RowAxis, SiteSpec
+    from dynamo_plugin.types import RowAxis, SiteSpec, TrajectorySpec
 
-__all__ = ["ModelReader"]
+__all__ = ["ModelReader", "find_site"]
+
+
+def find_site(model_id: str, spec: TrajectorySpec, name: str | None) -> SiteSpec:
+    """Return the site of a model of this name, or its only one."""
+    sites = {site.name: site for site in spec.sites}
+    if name is None:
+        if len(sites) > 1:
+            raise InvalidInput(
+                f"Expected the name of one of the sites of model {model_id!r}: {', '.join(sites)}."
+            )
+        (name,) = sites
+    if name not in sites:
+        raise UnknownName(f"Model {model_id!r} has no site {name!r}. {suggest(name, sites)}")
+    return sites[name]
 
 
 class ModelReader:
@@ -72,7 +86,7 @@ class ModelReader:
 
     def states(self, site: str | None, samples: ArrayLike | None) -> NDArray[Any]:
         """Return hidden states; see `Population.states`."""
-        chosen = self._site(site)
+        chosen = find_site(self.header.id, self.header.spec, site)
         layout = self._site_layouts[chosen.name]
         reader = self._reader(layout, f"site {chosen.name!r} of model {self.header.id!r}")
         return self._read(reader, samples, chosen.axis, every=chosen.every)
@@ -84,7 +98,7 @@ class ModelReader:
 
     def projection(self, site: str | None) -> Projection:
         """Return what the states of a site were projected by; see `Population.projection`."""
-        chosen, model_id = self._site(site), self.header.id
+        chosen, model_id = find_site(self.header.id, self.header.spec, site), self.header.id
         kind = None if chosen.reduction is None else chosen.reduction.get("projection")
         if kind is None:
             raise InvalidInput(
@@ -99,22 +113,6 @@ class ModelReader:
             for name, layout in layouts.items()
         }
         return fitted_projection(chosen, parts)
-
-    def _site(self, name: str | None) -> SiteSpec:
-        """Return the site of this name, or the only one."""
-        sites = {site.name: site for site in self.header.spec.sites}
-        if name is None:
-            if len(sites) > 1:
-                raise InvalidInput(
-                    f"Expected the name of one of the sites of model {self.header.id!r}: "
-                    f"{', '.join(sites)}."
-                )
-            (name,) = sites
-        if name not in sites:
-            raise UnknownName(
-                f"Model {self.header.id!r} has no site {name!r}. {suggest(name, sites)}"
-            )
-        return sites[name]
 
     @property
     def _site_layouts(self) -> dict[str, ArrayLayout]:

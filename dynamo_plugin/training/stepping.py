@@ -76,21 +76,31 @@ class Stepper:
             (model,) and (sample,) indices.
         """
         targets, objective = self.targets, self.objective
-        per_pass = self.models_per_pass(samples)
-        mine = self._mine(models) - self._own.start
-        # Solving maps that models share takes all processes, so all make as many passes.
-        passes = -(-self.ranks.most(models, self.models) // per_pass)
+        parts = self._parts(models, samples)
         weight = phase_at(self.step, self.config).alignment_weight
         losses = []
-        for part in mine.tensor_split(passes):
+        for number, part in enumerate(parts):
             if not len(part):
                 objective.solve_with_others(aligned=weight > 0)
                 continue
-            here = part.to(self.device)
-            terms = objective(targets.batch(part, samples), here, aligned=weight > 0)
+            batch, here = targets.batch(part, samples), part.to(self.device)
+            for following in parts[number + 1 : number + 2]:
+                targets.prefetch(following, samples)
+            terms = objective(batch, here, aligned=weight > 0)
             (self.loss(terms, here).sum() / len(models)).backward()
             losses.append(torch.stack([terms.hidden.detach(), terms.output.detach()]))
         return torch.cat([torch.zeros(2, 0, device=self.device), *losses], dim=1)
+
+    def prefetch(self, models: Tensor, samples: Tensor) -> None:
+        """Begin to read what the next step needs first; arguments as for `accumulate`."""
+        self.targets.prefetch(self._parts(models, samples)[0], samples)
+
+    def _parts(self, models: Tensor, samples: Tensor) -> tuple[Tensor, ...]:
+        """Return the models of each pass, among those of this process."""
+        per_pass = self.models_per_pass(samples)
+        # Solving maps that models share takes all processes, so all make as many passes.
+        passes = -(-self.ranks.most(models, self.models) // per_pass)
+        return (self._mine(models) - self._own.start).tensor_split(passes)
 
     def loss(self, terms: Terms, models: Tensor) -> Tensor:
         """Return (model,): what is minimised, of some of the models."""

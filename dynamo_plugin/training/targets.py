@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Lock
 
 import numpy as np
 import torch
@@ -118,6 +120,9 @@ class Targets:
             group: torch.stack([self._load_outputs(model) for model in members])
             for group, members in self.groups.items()
         }
+        self._reading = ThreadPoolExecutor(1) if place is None and in_memory else None
+        self._ahead: dict[tuple[bytes, bytes], Future[TargetBatch]] = {}
+        self._lock = Lock()
 
     def _place_for(self, size: int) -> torch.device | None:
         """Return where states of so many bytes are kept; None if they stay in the store."""
@@ -150,6 +155,12 @@ class Targets:
         """(sample,) int64: steps of every sample of the population."""
         return self._offsets.diff()
 
+    def prefetch(self, models: Tensor, samples: Tensor) -> None:
+        """Begin to read what `batch` will be asked for next, where states are not in memory."""
+        if self._reading is not None and len(models):
+            key = (models.numpy().tobytes(), samples.numpy().tobytes())
+            self._ahead[key] = self._reading.submit(self._read, models, samples)
+
     def batch(self, models: Tensor, samples: Tensor, *, states: bool = True) -> TargetBatch:
         """Read some models on some samples.
 
@@ -160,6 +171,17 @@ class Targets:
         states
             Whether states are wanted, or outputs alone.
         """
+        if states and self._ahead:
+            key = (models.numpy().tobytes(), samples.numpy().tobytes())
+            if (begun := self._ahead.pop(key, None)) is not None:
+                return begun.result()
+        return self._read(models, samples, states=states)
+
+    def _read(self, models: Tensor, samples: Tensor, *, states: bool = True) -> TargetBatch:
+        with self._lock:  # a population serves one thread at a time
+            return self._batch(models, samples, states=states)
+
+    def _batch(self, models: Tensor, samples: Tensor, *, states: bool) -> TargetBatch:
         inputs = self.population.inputs.batch(samples.numpy())
         found, masks = {}, {}
         for name, reader in self._readers.items() if states else ():

@@ -171,6 +171,7 @@ class Trainer:
         )
         # Batches of steps that a checkpoint has behind it are drawn and passed over.
         self._batches = islice(batches, self.step, None)
+        self._upcoming = next(self._batches)
 
     @property
     def step(self) -> int:
@@ -206,6 +207,13 @@ class Trainer:
             If the loss becomes NaN or infinite; names the step, the models and the samples.
         """
         return run_together([self])[0]
+
+    def _draw(self) -> tuple[Tensor, Tensor]:
+        """Return models and samples of the step to make, and have those of the next one read."""
+        drawn, self._upcoming = self._upcoming, next(self._batches)
+        if self.step + 1 < self.config.steps:
+            self._stepper.prefetch(*self._upcoming)
+        return drawn
 
     def _goes_on(self, *, interrupted: bool) -> bool:
         """Do what there is to do between steps; return whether there is another one."""
@@ -358,7 +366,7 @@ def run_together(trainers: Sequence[Trainer]) -> list[FittedModels]:
         going = [t for t in trainers if t.stopped is None and t.step < t.config.steps]
         with DeferredInterrupt() as interrupt, recycling(KEPT_BYTES):
             while going:
-                step_together([t._stepper for t in going], [next(t._batches) for t in going])
+                step_together([t._stepper for t in going], [t._draw() for t in going])
                 going = [t for t in going if t._goes_on(interrupted=interrupt.requested)]
     finally:
         for trainer in trainers:

@@ -375,3 +375,28 @@ def test_help_says_that_code_is_run() -> None:
     result = CliRunner().invoke(app, ["capture", "--help"])
     assert result.exit_code == 0
     assert "runs its code" in " ".join(result.stdout.split())
+
+
+def test_what_a_file_describes_can_be_fitted_without_a_store(folder: Path) -> None:
+    text = (folder / "capture.toml").read_text()
+    text = text[: text.rindex("[[models]]")]  # the others come from checkpoints, and stay the same
+    (folder / "capture.toml").write_text(text)
+    rows = (folder / "runs.csv").read_text()
+    (folder / "runs.csv").write_text(rows[: rows.index("untrained")])
+    file, embedding = str(folder / "capture.toml"), str(folder / "embedding")
+    few = ("--steps", "2", "--embedding-dim", "2", "--quiet")
+    fitted = CliRunner().invoke(app, ["fit", file, "--output", embedding, *few])
+    assert fitted.exit_code == 0, fitted.output
+    assert not (folder / "out").exists()
+    command = ["analyse", "fidelity", embedding]
+    nowhere = CliRunner().invoke(app, command)
+    assert nowhere.exit_code == 1
+    assert "population=" in nowhere.stderr
+    found = CliRunner().invoke(app, [*command, "--population", file, "--json"])
+    assert found.exit_code == 0, found.output
+    table = json.loads(found.stdout)["table"]
+    assert [row["model"] for row in table] == ["run-0", "run-1", "run-2"]
+    (folder / "capture.toml").write_text(text + '[reduce."*"]\nevery = 2\n')
+    refused = CliRunner().invoke(app, ["fit", file, "--output", embedding + "-2", *few])
+    assert refused.exit_code == 1
+    assert "Capture, or leave reduce out" in refused.stderr

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dynamo_plugin.errors import InvalidInput, UnknownName
+from dynamo_plugin.errors import CorruptBlock, InvalidInput, UnknownName
 from dynamo_plugin.recording import capture
 from dynamo_plugin.store import Population
 from dynamo_plugin.training import Targets
@@ -150,3 +150,40 @@ def test_sites_stored_at_different_steps_are_not_joined() -> None:
         Targets(population, sites=None, device=CPU)
     (stage,) = Targets(population, sites=["gru.layer1"], device=CPU).stages
     assert stage.every == (2,)
+
+
+@pytest.fixture
+def unread(ragged: Population, monkeypatch: pytest.MonkeyPatch) -> Targets:
+    """Targets that read every batch from the store."""
+    monkeypatch.setattr(module, "IN_MEMORY_BYTES", 0)
+    return Targets(ragged, sites=None, device=CPU)
+
+
+def test_a_batch_that_was_read_ahead_is_not_read_again(
+    unread: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, samples = torch.tensor([2, 0]), torch.tensor([6, 1, 3])
+    expected = unread.batch(models, samples)
+    unread.prefetch(models, samples)
+    other = unread.batch(models, samples[:2])  # something else may be asked for in between
+    assert torch.equal(other.states["hidden"], expected.states["hidden"][:, :2])
+    unread.prefetch(models[:0], samples)  # as where a process has no model in a pass
+    unread._ahead[models.numpy().tobytes(), samples.numpy().tobytes()].result()
+    monkeypatch.setattr(module._StageReader, "read", None)
+    batch = unread.batch(models, samples)
+    assert torch.equal(batch.states["hidden"], expected.states["hidden"])
+    assert torch.equal(batch.masks["hidden"], expected.masks["hidden"])
+    with pytest.raises(TypeError, match="not callable"):  # read ahead once, had once
+        unread.batch(models, samples)
+
+
+def test_what_goes_wrong_ahead_is_raised_when_the_batch_is_asked_for(
+    unread: Targets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: object) -> None:
+        raise CorruptBlock("flipped")
+
+    monkeypatch.setattr(module._StageReader, "read", read)
+    unread.prefetch(torch.tensor([1]), torch.tensor([6]))
+    with pytest.raises(CorruptBlock, match="flipped"):
+        unread.batch(torch.tensor([1]), torch.tensor([6]))

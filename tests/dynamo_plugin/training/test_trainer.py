@@ -13,7 +13,7 @@ from torch import nn
 
 from dynamo_plugin.errors import DivergedFit, InvalidConfig, InvalidInput, UnknownName
 from dynamo_plugin.store import Population
-from dynamo_plugin.training import FitConfig, FittedModels, Trainer, stepping
+from dynamo_plugin.training import FitConfig, FittedModels, Trainer, stepping, targets
 
 CPU = torch.device("cpu")
 SAMPLES, TIME = 40, 6
@@ -208,3 +208,16 @@ def test_an_interruption_of_one_process_is_one_of_all(
     fit.ranks, fit.stopped = ranks, ours
     assert fit._agree_to_stop() == (agreed is not None)
     assert fit.stopped == agreed
+
+
+def test_where_states_are_read_from_makes_no_difference(
+    ragged: Population, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stepping, "ROWS_PER_PASS", 20)  # several passes a step
+    held = _fit(ragged, batch_size=4, steps=6)
+    monkeypatch.setattr(targets, "IN_MEMORY_BYTES", 0)
+    read = _fit(ragged, batch_size=4, steps=6)
+    assert torch.equal(held.thetas, read.thetas)
+    weights = read.meta_model.state_dict()
+    for name, value in held.meta_model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
