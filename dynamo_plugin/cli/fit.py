@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +14,9 @@ from dynamo_plugin.cli._exit import ExitCode
 from dynamo_plugin.cli._options import parse_options
 from dynamo_plugin.cli._populations import opened_population
 from dynamo_plugin.errors import UnknownName, suggest
+
+if TYPE_CHECKING:
+    from dynamo_plugin.embedding import ModelEmbedding
 
 __all__ = ["command"]
 
@@ -56,6 +59,12 @@ def command(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides split, initial values and batches.")] = 0,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many fits, from --seed on, each in a folder seed-K of OUTPUT."
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where to train. [default: an accelerator, if any]")
     ] = None,
@@ -89,6 +98,7 @@ def command(
       dynamo-plugin fit population.zarr --steps 2000 --seed 1 --json
       dynamo-plugin fit population.zarr --set family_options='{"units": 256}' --set held_out=0.1
       dynamo-plugin fit population.zarr --preset paper
+      dynamo-plugin fit population.zarr --seeds 5 --output embeddings
       dynamo-plugin fit population.zarr --resume
       dynamo-plugin fit population.toml
       torchrun --nproc-per-node 4 -m dynamo_plugin fit population.zarr
@@ -113,17 +123,19 @@ def command(
         **parse_options(option or [], flag="--set"),
     }
 
-    from dynamo_plugin.analyses import analyse
-    from dynamo_plugin.embedding import fit
+    from dynamo_plugin.embedding import ModelEmbedding, fit
     from dynamo_plugin.embedding.saving import require_writable
     from dynamo_plugin.training import TensorBoardLogger
 
-    require_writable(output, overwrite=overwrite)  # before the work, not after it
+    places = [output] if seeds is None else [output / f"seed-{seed + k}" for k in range(seeds)]
+    for place in places:
+        require_writable(place, overwrite=overwrite)  # before the work, not after it
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     kept = checkpoints or output.with_name(f"{output.name}.checkpoints")
     population = opened_population(store, allow_incomplete=allow_incomplete)
-    embedding = fit(
+    found = fit(
         population,
+        seeds=seeds,
         device=device,
         progress=not quiet,
         checkpoints=kept,
@@ -133,16 +145,35 @@ def command(
     )
     if not first:
         return
-    folder = embedding.save(output, overwrite=overwrite)
-    if embedding.stopped == "interrupted":
+    embeddings = (found,) if isinstance(found, ModelEmbedding) else found
+    folders = [
+        embedding.save(place, overwrite=overwrite)
+        for embedding, place in zip(embeddings, places, strict=False)  # fewer if interrupted
+    ]
+    if embeddings[-1].stopped == "interrupted":
         typer.echo(
-            f"interrupted: {folder} holds what was found, --resume --overwrite goes on", err=True
+            f"interrupted: {folders[-1]} holds what was found, --resume --overwrite goes on",
+            err=True,
         )
         raise typer.Exit(ExitCode.INTERRUPTED)
     if checkpoints is None:
         shutil.rmtree(kept)
+    summaries = [
+        _summary(embedding, folder) for embedding, folder in zip(embeddings, folders, strict=True)
+    ]
+    if as_json:
+        typer.echo(json.dumps(summaries[0] if seeds is None else summaries, indent=2))
+    else:
+        lines = ["\n".join(f"{name:26}{value}" for name, value in one.items()) for one in summaries]
+        typer.echo("\n\n".join(lines))
+
+
+def _summary(embedding: ModelEmbedding, folder: Path) -> dict[str, Any]:
+    """Return what is printed of an embedding."""
+    from dynamo_plugin.analyses import analyse
+
     fidelity = analyse("fidelity", embedding).to_dataframe()
-    summary = {
+    return {
         "embedding": str(folder),
         "models": len(embedding),
         "embedding_dim": int(embedding.thetas.shape[1]),
@@ -150,10 +181,6 @@ def command(
         "held_out_hidden_r2": float(fidelity["hidden_r2"].mean()),
         "held_out_output_agreement": float(fidelity["output_agreement"].mean()),
     }
-    if as_json:
-        typer.echo(json.dumps(summary, indent=2))
-    else:
-        typer.echo("\n".join(f"{name:26}{value}" for name, value in summary.items()))
 
 
 def _dimension(given: str | None) -> int | str | None:

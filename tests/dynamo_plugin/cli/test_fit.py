@@ -139,3 +139,21 @@ def test_checkpoints_that_were_asked_for_stay(store: Path, tmp_path: Path) -> No
     assert again.exit_code == ExitCode.OK
     one, other = (dp.load_embedding(tmp_path / name) for name in "ef")
     assert torch.equal(one.thetas, other.thetas)
+
+
+def test_several_seeds_have_a_folder_each(store: Path, tmp_path: Path) -> None:
+    several = run(store, "--output", tmp_path / "e", *QUICK, "--seed", 3, "--seeds", 2, "--json")
+    assert several.exit_code == ExitCode.OK, several.stderr
+    printed = json.loads(several.stdout)
+    assert [one["embedding"] for one in printed] == [
+        str(tmp_path / "e" / name) for name in ("seed-3", "seed-4")
+    ]
+    assert not (tmp_path / "e.checkpoints").exists()
+    alone = run(store, "--output", tmp_path / "f", *QUICK, "--seed", 4)
+    assert alone.exit_code == ExitCode.OK, alone.stderr
+    one, other = (dp.load_embedding(tmp_path / name) for name in ("e/seed-4", "f"))
+    torch.testing.assert_close(one.thetas, other.thetas)
+    again = run(store, "--output", tmp_path / "e", *QUICK, "--seed", 4, "--seeds", 2)
+    assert again.exit_code == ExitCode.ERROR
+    assert "There is an embedding at" in again.stderr
+    assert not (tmp_path / "e" / "seed-5").exists()
