@@ -6,7 +6,8 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from threading import Lock
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class ComputedPopulation(Population, abc.ABC):
         How states are computed.
     """
 
-    __slots__ = ("_kept", "_name")
+    __slots__ = ("_kept", "_lock", "_name")
 
     def __init__(
         self,
@@ -77,6 +78,14 @@ class ComputedPopulation(Population, abc.ABC):
         super().__init__(locate({}, create=True), root, HeldInputs(inputs), headers)
         self._name = name
         self._kept: dict[tuple[str, bytes], dict[str, NDArray[Any]]] = {}
+        self._lock = Lock()
+
+    def __reduce__(self) -> NoReturn:
+        """Raise `InvalidInput`: networks stay in the process that runs them."""
+        raise InvalidInput(
+            "Networks that are run when their states are needed stay in their process. Use threads "
+            "(workers=...), or capture the population for processes to read."
+        )
 
     @abc.abstractmethod
     def compute(
@@ -126,13 +135,14 @@ class ComputedPopulation(Population, abc.ABC):
         count = len(self.sample_ids)
         chosen = np.arange(count) if samples is None else sample_indices(samples, count)
         key = (model_id, chosen.tobytes())
-        found = self._kept.pop(key, None)
-        if found is None:
-            states, outputs = self.compute(model_id, chosen)
-            found = {**states, "": outputs}
-        self._kept[key] = found  # the last one is the last to be dropped
-        sizes = [sum(rows.nbytes for rows in kept.values()) for kept in self._kept.values()]
-        while sum(sizes) > KEPT_BYTES:
-            self._kept.pop(next(iter(self._kept)))
-            sizes.pop(0)
+        with self._lock:
+            found = self._kept.pop(key, None)
+            if found is None:
+                states, outputs = self.compute(model_id, chosen)
+                found = {**states, "": outputs}
+            self._kept[key] = found  # the last one is the last to be dropped
+            sizes = [sum(rows.nbytes for rows in kept.values()) for kept in self._kept.values()]
+            while sum(sizes) > KEPT_BYTES:
+                self._kept.pop(next(iter(self._kept)))
+                sizes.pop(0)
         return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -213,3 +215,16 @@ def test_it_joins_a_captured_population() -> None:
     assert joined.ids == ("a", "b")
     assert joined.states("b", "rnn.layer0").shape == (38, 5)
     assert joined.nbytes("b") == 38 * (5 + 5 + 3) * 4
+
+
+def test_it_serves_threads_and_refuses_processes() -> None:
+    live = dp.live_population(_taggers(), _sentences())
+    expected = {name: live.states(name, "rnn.layer1") for name in live.ids}
+    asked = [(name, "rnn.layer1", [sample]) for sample in range(12) for name in live.ids]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda one: live.states(one[0], one[1], samples=one[2]), asked))
+    for (name, _, (sample,)), rows in zip(asked, found, strict=True):
+        start, stop = live.offsets[sample : sample + 2]
+        np.testing.assert_allclose(rows, expected[name][start:stop], rtol=1e-5, atol=1e-6)
+    with pytest.raises(InvalidInput, match="capture the population"):
+        pickle.dumps(live)
