@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         errors,
         losses,
         metamodels,
+        metrics,
         recording,
         registry,
         report,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
+    from dynamo_plugin.metrics import metric
     from dynamo_plugin.recording import (
         InspectReport,
         Reduction,
@@ -56,6 +58,7 @@ else:
         "inspect_models": "recording",
         "join_populations": "store",
         "load_embedding": "embedding",
+        "metric": "metrics",
         "open_population": "store",
         "plugins": "registry",
         "register_adapter": "recording",
@@ -108,6 +111,8 @@ __all__ = [
     "load_embedding",
     "losses",
     "metamodels",
+    "metric",
+    "metrics",
     "open_population",
     "plugins",
     "recording",
