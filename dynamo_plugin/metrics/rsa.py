@@ -162,6 +162,9 @@ class RSA(Metric[PreparedRSA]):
     def _by_pairs(self, patterns: Floats) -> PreparedRSA:
         samples = patterns.shape[1]
         check_square_fits(samples)
+        dtype = patterns.dtype
+        if self.comparison == "spearman":  # rounding in float32 would change ranks
+            patterns = patterns.astype(np.float64)
         if self._by_distance:
             vector = condensed(squared_distances(patterns))
             if self.dissimilarity == "euclidean":
@@ -170,15 +173,15 @@ class RSA(Metric[PreparedRSA]):
             vector = 1 - condensed(patterns.T @ patterns)
         scale = _norm(vector) if self._by_distance else np.sqrt(len(vector))
         if self.comparison == "spearman":
-            vector = _ranks(vector)
+            vector = _ranks(vector.astype(np.float64, copy=False))
         if self.comparison != "cosine":
             vector -= vector.dtype.type(vector.mean(dtype=np.float64))
         norm = _norm(vector)
-        _check_varied(norm, 16 * float(np.finfo(patterns.dtype).eps) * scale)
+        _check_varied(norm, 16 * float(np.finfo(dtype).eps) * scale)
         vector /= vector.dtype.type(norm)
         nothing = np.empty(0)
         return PreparedRSA(
-            samples, vector.astype(patterns.dtype), np.empty((0, 0)), nothing, nothing, 0.0, 1.0
+            samples, vector.astype(dtype), np.empty((0, 0)), nothing, nothing, 0.0, 1.0
         )
 
     def _by_features(self, patterns: Floats) -> PreparedRSA:
@@ -241,10 +244,9 @@ def _norm(vector: Floats) -> float:
     return float(np.sqrt(dot_products([vector], [vector])[0, 0]))
 
 
-def _ranks(values: Floats) -> NDArray[np.float64]:
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return ranks; what differs by the rounding of products only is tied."""
-    digits = 11 if values.dtype == np.float64 else 5
-    ranks: NDArray[np.float64] = rankdata(np.round(values / (values.max() or 1), digits))
+    ranks: NDArray[np.float64] = rankdata(np.round(values / (values.max() or 1), 11))
     return ranks
 
 

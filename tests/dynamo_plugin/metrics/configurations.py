@@ -49,7 +49,7 @@ def make(configuration: Configuration) -> Metric[Any]:
 
 
 def networks(metric: Metric[Any], seed: int, *, count: int = 2) -> list[NDArray[np.float64]]:
-    """Return what so many networks do on the same samples: alike, but not equal, and not isotropic."""
+    """Return what so many networks do on the same samples: alike, not equal, not isotropic."""
     rng = np.random.default_rng(seed)
     if metric.reads == "outputs":
         common = rng.normal(size=(40, 3))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from sklearn.cross_decomposition import CCA as SklearnCCA
+from sklearn import cross_decomposition
 
 import dynamo_plugin as dp
 from tests.dynamo_plugin.metrics import references
@@ -137,7 +137,8 @@ def test_canonical_correlations(seed: int) -> None:
 
 def test_canonical_correlations_of_scikit_learn() -> None:
     x, y = states(1, samples=60)
-    scores = SklearnCCA(n_components=4, max_iter=50_000, tol=1e-14).fit(x, y).transform(x, y)
+    analysis = cross_decomposition.CCA(n_components=4, max_iter=50_000, tol=1e-14)
+    scores = analysis.fit(x, y).transform(x, y)
     rho = [np.corrcoef(scores[0][:, k], scores[1][:, k])[0, 1] for k in range(4)]
     assert dp.metric("cca")(x, y) == pytest.approx(np.mean(rho), abs=1e-6)
 
