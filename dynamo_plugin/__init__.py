@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     )
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
-    from dynamo_plugin.metrics import metric
+    from dynamo_plugin.metrics import PairwiseDistances, metric, pairwise
     from dynamo_plugin.recording import (
         InspectReport,
         Reduction,
@@ -49,6 +49,7 @@ else:
     _ROOM_OF_NAME = {
         "InspectReport": "recording",
         "ModelEmbedding": "embedding",
+        "PairwiseDistances": "metrics",
         "Population": "store",
         "Reduction": "recording",
         "analyse": "analyses",
@@ -60,6 +61,7 @@ else:
         "load_embedding": "embedding",
         "metric": "metrics",
         "open_population": "store",
+        "pairwise": "metrics",
         "plugins": "registry",
         "register_adapter": "recording",
         "verify_population": "store",
@@ -96,6 +98,7 @@ __all__ = [
     "DynamoError",
     "InspectReport",
     "ModelEmbedding",
+    "PairwiseDistances",
     "Population",
     "Reduction",
     "__version__",
@@ -114,6 +117,7 @@ __all__ = [
     "metric",
     "metrics",
     "open_population",
+    "pairwise",
     "plugins",
     "recording",
     "register_adapter",

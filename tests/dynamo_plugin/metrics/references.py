@@ -38,7 +38,8 @@ def kernel(x: Array, name: str, bandwidth: float = 1.0) -> Array:
     if name == "linear":
         return x @ x.T
     distances = pdist(x)
-    return np.exp(-(squareform(distances) ** 2) / (2 * (bandwidth * np.median(distances)) ** 2))
+    width = bandwidth * np.median(distances)
+    return np.asarray(np.exp(-(squareform(distances) ** 2) / (2 * width**2)))
 
 
 def cka(x: Array, y: Array, name: str = "linear", estimator: str = "biased") -> float:
@@ -81,7 +82,7 @@ def canonical(x: Array, y: Array) -> tuple[Array, Array, Array]:
 
 def leading(x: Array, directions: int) -> Array:
     left, scales, _ = np.linalg.svd(x - x.mean(0), full_matrices=False)
-    return left[:, :directions] * scales[:directions]
+    return np.asarray(left[:, :directions] * scales[:directions])
 
 
 def pwcca(x: Array, y: Array, weights: str) -> float:
@@ -92,8 +93,10 @@ def pwcca(x: Array, y: Array, weights: str) -> float:
     return float((alpha * rho).sum() / alpha.sum())
 
 
-def rsa(x: Array, y: Array, dissimilarity: str, comparison: str) -> float:
+def rsa(x: Array, y: Array, dissimilarity: Any, comparison: str) -> float:
     a, b = pdist(x, dissimilarity), pdist(y, dissimilarity)
     if comparison == "cosine":
         return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-    return float((pearsonr if comparison == "pearson" else spearmanr)(a, b).statistic)
+    if comparison == "pearson":
+        return float(pearsonr(a, b).statistic)
+    return float(spearmanr(a, b).statistic)

@@ -39,9 +39,9 @@ def changed(x: NDArray[np.float64], invariance: Invariance, seed: int) -> NDArra
         return x + rng.normal(size=units) * np.abs(x).max()
     turn, _ = np.linalg.qr(rng.normal(size=(units, units)))
     if invariance == "orthogonal":
-        return x @ turn
+        return np.asarray(x @ turn)
     other, _ = np.linalg.qr(rng.normal(size=(units, units)))
-    return x @ turn @ np.diag(np.geomspace(0.3, 3, units)) @ other
+    return np.asarray(x @ turn @ np.diag(np.geomspace(0.3, 3, units)) @ other
 
 
 CLAIMS = [
