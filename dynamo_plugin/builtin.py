@@ -121,6 +121,31 @@ def dynamo_register_metrics(register: Register) -> None:
         "dynamo_plugin.metrics:RSA",
         summary="Agreement of the dissimilarities between samples",
     )
+    register(
+        "predictivity",
+        "dynamo_plugin.metrics:Predictivity",
+        summary="Cross-validated R2 of a ridge regression between states",
+    )
+    register(
+        "neighbours",
+        "dynamo_plugin.metrics:NeighbourOverlap",
+        summary="Jaccard overlap of the nearest neighbours of samples",
+    )
+    register(
+        "dsa",
+        "dynamo_plugin.metrics:DSA",
+        summary="Dynamical similarity analysis: linear maps from step to step, up to a rotation",
+    )
+    register(
+        "disagreement",
+        "dynamo_plugin.metrics:Disagreement",
+        summary="Share of samples that get different answers",
+    )
+    register(
+        "jensen_shannon",
+        "dynamo_plugin.metrics:JensenShannon",
+        summary="Jensen-Shannon distance of class probabilities",
+    )
 
 
 @hookimpl

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dynamo_plugin.metrics.all_pairs import pairwise
+from dynamo_plugin.metrics.behaviour import Disagreement, JensenShannon
 from dynamo_plugin.metrics.cca import CCA, CCAR2, SVCCA
 from dynamo_plugin.metrics.choosing import metric
 from dynamo_plugin.metrics.cka import CKA
 from dynamo_plugin.metrics.distances import PairwiseDistances
+from dynamo_plugin.metrics.dsa import DSA
+from dynamo_plugin.metrics.neighbours import NeighbourOverlap
+from dynamo_plugin.metrics.predictivity import Predictivity
 from dynamo_plugin.metrics.procrustes import Procrustes
 from dynamo_plugin.metrics.pwcca import PWCCA
 from dynamo_plugin.metrics.rsa import RSA
@@ -16,10 +20,15 @@ __all__ = [
     "CCA",
     "CCAR2",
     "CKA",
+    "DSA",
     "PWCCA",
     "RSA",
     "SVCCA",
+    "Disagreement",
+    "JensenShannon",
+    "NeighbourOverlap",
     "PairwiseDistances",
+    "Predictivity",
     "Procrustes",
     "ShapeMetric",
     "metric",

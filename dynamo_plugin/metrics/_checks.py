@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dynamo_plugin.errors import InvalidInput, suggest
 
-__all__ = ["check_choice", "check_count", "check_positive", "check_share"]
+__all__ = ["check_choice", "check_count", "check_not_negative", "check_positive", "check_share"]
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -20,6 +20,12 @@ def check_positive(name: str, value: object) -> None:
     """Raise `InvalidInput` unless the value is a positive, finite number."""
     if not _is_number(value) or not 0 < float(value) < math.inf:  # type: ignore[arg-type]
         raise InvalidInput(f"{name} must be a positive number, got {value!r}.")
+
+
+def check_not_negative(name: str, value: object) -> None:
+    """Raise `InvalidInput` unless the value is zero or a positive, finite number."""
+    if not _is_number(value) or not 0 <= float(value) < math.inf:  # type: ignore[arg-type]
+        raise InvalidInput(f"{name} must be a number of at least 0, got {value!r}.")
 
 
 def check_share(name: str, value: object) -> None:

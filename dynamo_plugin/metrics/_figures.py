@@ -26,7 +26,7 @@ def heatmap_figure(
     """Return a heat map whose rows and columns are in the order of a hierarchical clustering."""
     import plotly.graph_objects as go
 
-    order = leaves_list(tree)
+    order = leaves_list(tree).tolist()
     shown = [_text(names[place]) for place in order]
     places = list(range(len(order)))
     figure = go.Figure(
@@ -59,7 +59,7 @@ def dendrogram_figure(tree: NDArray[np.float64], names: Sequence[str]) -> go.Fig
     figure = go.Figure(
         go.Scatter(x=x, y=y, mode="lines", line={"color": _COLOURS[0]}, hoverinfo="y")
     )
-    order = drawn["leaves"]
+    order = drawn["leaves"] or []
     figure.update_xaxes(
         tickvals=[10 * place + 5 for place in range(len(order))],
         ticktext=[_short(_text(names[place])) for place in order],

@@ -87,7 +87,7 @@ def _chunks(arrays: Sequence[Floats]) -> list[_Chunk]:
 
 def _stacked(arrays: Sequence[Floats], places: NDArray[np.intp]) -> Floats:
     if len(places) == 1:
-        return arrays[places[0]]
+        return arrays[int(places[0])]
     stacked: Floats = np.concatenate([arrays[place] for place in places])
     return stacked
 

@@ -299,8 +299,11 @@ class PairwiseDistances:
     def summary(self) -> dict[str, JSON]:
         """Return the headline figures, ready for JSON."""
         pairs = self.to_pairs()
-        nearest = pairs.loc[pairs["distance"].idxmin()]
-        farthest = pairs.loc[pairs["distance"].idxmax()]
+        order = pairs["distance"].to_numpy().argsort(kind="stable")
+        nearest, farthest = (
+            [str(pairs["first"].iloc[place]), str(pairs["second"].iloc[place])]
+            for place in (order[0], order[-1])
+        )
         return {
             "metric": self.metric,
             **self.settings,
@@ -314,8 +317,8 @@ class PairwiseDistances:
             "mean": float(pairs["value"].mean()),
             "least": float(pairs["value"].min()),
             "most": float(pairs["value"].max()),
-            "nearest": [str(nearest["first"]), str(nearest["second"])],
-            "farthest": [str(farthest["first"]), str(farthest["second"])],
+            "nearest": list(nearest),
+            "farthest": list(farthest),
         }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:

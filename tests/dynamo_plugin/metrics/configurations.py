@@ -35,6 +35,14 @@ CONFIGURATIONS: list[Configuration] = [
         for dissimilarity in ("correlation", "cosine", "euclidean", "sqeuclidean")
         for comparison in ("pearson", "spearman", "cosine")
     ),
+    *(("predictivity", {"direction": direction}) for direction in ("both", "forward", "backward")),
+    ("predictivity", {"seed": None, "folds": 3}),
+    *(("neighbours", {"neighbours": 8, "nearness": near}) for near in ("euclidean", "cosine")),
+    ("dsa", {"measure": "angular", "rank": 3, "delays": 2}),
+    ("dsa", {"measure": "euclidean", "rank": 3}),
+    ("dsa", {"measure": "wasserstein", "rank": 3}),
+    ("disagreement", {}),
+    *(("jensen_shannon", {"measure": measure}) for measure in ("distance", "divergence")),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,14 +29,14 @@ class Classifier(nn.Module):
         return read[torch.arange(len(read)), lengths - 1]
 
 
-def record(store: object, *, count: int = 7) -> Population:
+def record(store: Any, *, count: int = 7) -> Population:
     torch.manual_seed(0)
     models: dict[str, nn.Module] = {}
     for index in range(count):
         kind = (nn.GRU, nn.RNN)[index % 2]
         models[f"net-{index}"] = Classifier(kind(3, 5 + index % 3, batch_first=True))
     inputs = torch.randn(len(LENGTHS), max(LENGTHS), 3, generator=torch.Generator().manual_seed(1))
-    return dp.capture(models, inputs, store, lengths=LENGTHS, progress=False)  # type: ignore[arg-type]
+    return dp.capture(models, inputs, store, lengths=LENGTHS, progress=False)
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,7 @@ def cka(x: Array, y: Array, name: str = "linear", estimator: str = "biased") -> 
 
 def normalised(x: Array) -> Array:
     x = x - x.mean(0)
-    return x / np.linalg.norm(x)
+    return np.asarray(x / np.linalg.norm(x))
 
 
 def procrustes(x: Array, y: Array, measure: str) -> float:

@@ -36,12 +36,12 @@ def changed(x: NDArray[np.float64], invariance: Invariance, seed: int) -> NDArra
     if invariance == "scaling":
         return x * float(rng.uniform(0.1, 10))
     if invariance == "translation":
-        return x + rng.normal(size=units) * np.abs(x).max()
+        return np.asarray(x + rng.normal(size=units) * np.abs(x).max())
     turn, _ = np.linalg.qr(rng.normal(size=(units, units)))
     if invariance == "orthogonal":
         return np.asarray(x @ turn)
     other, _ = np.linalg.qr(rng.normal(size=(units, units)))
-    return np.asarray(x @ turn @ np.diag(np.geomspace(0.3, 3, units)) @ other
+    return np.asarray(x @ turn @ np.diag(np.geomspace(0.3, 3, units)) @ other)
 
 
 CLAIMS = [
@@ -172,7 +172,7 @@ def test_tensors_are_taken(configuration: Configuration) -> None:
 
     metric = make(configuration)
     x, y = networks(metric, 6)
-    found = metric(torch.from_numpy(x).requires_grad_(), torch.from_numpy(y))  # type: ignore[arg-type]
+    found = metric(torch.from_numpy(x).requires_grad_(), torch.from_numpy(y))
     assert found == metric(x, y)
 
 

@@ -31,7 +31,9 @@ def test_numbers_that_are_not_finite(configuration: Configuration) -> None:
         metric(x, y)
 
 
-@every_metric
+@pytest.mark.parametrize(
+    "configuration", [c for c in CONFIGURATIONS if make(c).reads != "trials"], ids=label
+)
 def test_different_numbers_of_samples(configuration: Configuration) -> None:
     metric = make(configuration)
     x, y = networks(metric, 0)

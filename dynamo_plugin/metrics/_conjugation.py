@@ -1,0 +1,193 @@
+"""The best overlap of two matrices when one may be seen in another orthonormal basis."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["best_residuals"]
+
+_ROUNDS = ((30, 6), (70, 2), (400, 1))
+"""Steps, and how many of the best go on to the next round."""
+_TOLERANCE = 1e-8  # norm of the gradient at which a step no longer matters
+_CACHED = 2**17  # bytes of one array of matrices that are worked on together
+_LONGEST = 1.0  # a step turns no further than about this, in radians
+
+
+def best_residuals(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, starts: int, seed: int
+) -> NDArray[np.float64]:
+    """Return min over orthogonal C of ‖A - C B Cᵀ‖, as far as it is found.
+
+    The function has many local minima. Starts are the bases of the symmetric and of the
+    antisymmetric parts and of AᵀA laid on each other, with the best signs, the unchanged basis, and
+    random ones, half of them with a reflection; from each, some steps along the gradient on the
+    orthogonal group (Wen and Yin 2013, doi:10.1007/s10107-012-0584-1), from the best ones more, and
+    from the best of all to the minimum.
+
+    Parameters
+    ----------
+    first, second
+        (pair, row, column) A and B, of norm 1.
+    starts
+        Random ones per pair.
+    seed
+        Of those.
+
+    Returns
+    -------
+    ndarray
+        (pair,) from 0 to 2.
+    """
+    pairs, size, _ = first.shape
+    turns = np.concatenate(
+        [_aligned_starts(first, second), _random_starts(pairs, size, starts, seed)], axis=1
+    )
+    for steps, kept in _ROUNDS:
+        count = turns.shape[1]
+        climbed, overlaps = _climb(
+            np.repeat(first, count, axis=0),
+            np.repeat(second, count, axis=0),
+            turns.reshape(-1, size, size),
+            steps,
+        )
+        best = np.argsort(-overlaps.reshape(pairs, count), axis=1)[:, :kept]
+        turns = np.take_along_axis(
+            climbed.reshape(pairs, count, size, size), best[:, :, None, None], axis=1
+        )
+    residuals: NDArray[np.float64] = np.linalg.norm(
+        first - turns[:, 0] @ second @ _t(turns[:, 0]), axis=(1, 2)
+    )
+    return residuals
+
+
+def _climb(
+    left: NDArray[np.float64], right: NDArray[np.float64], turns: NDArray[np.float64], steps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return where so many steps lead to, and the overlaps <A, C B Cᵀ> there, the best on the way."""
+    size = max(1, _CACHED // turns[0].nbytes)
+    parts = [slice(start, start + size) for start in range(0, len(turns), size)]
+    climbed = [_climb_part(left[part], right[part], turns[part], steps) for part in parts]
+    return (
+        np.concatenate([turns for turns, _ in climbed]),
+        np.concatenate([overlaps for _, overlaps in climbed]),
+    )
+
+
+def _climb_part(
+    left: NDArray[np.float64], right: NDArray[np.float64], turns: NDArray[np.float64], steps: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Do so for few enough that they stay in the cache of the processor.
+
+    Step lengths are those of Barzilai and Borwein 1988 (doi:10.1093/imanum/8.1.141). Everything is
+    products of small matrices: one factorisation would take longer than ten of them.
+    """
+    best, highest = turns.copy(), np.full(len(turns), -np.inf)
+    places, top = np.arange(len(turns)), highest.copy()
+    lengths = np.full(len(turns), 0.25)
+    before: NDArray[np.float64] | None = None
+    for _ in range(steps + 1):
+        seen = turns @ right @ _t(turns)
+        overlaps = _inner(left, seen)
+        risen = overlaps > top
+        top = np.where(risen, overlaps, top)
+        best[places[risen]], highest[places] = turns[risen], top
+        slopes = left @ _t(seen) - _t(seen) @ left
+        gradient = slopes - _t(slopes)
+        norms = np.sqrt(_inner(gradient, gradient))
+        if before is not None:
+            change = gradient - before  # the last step went along the gradient there
+            across, along = -lengths * _inner(before, change), _inner(change, change)
+            usable = (across > 0) & (along > 0)
+            lengths = np.where(usable, across / np.where(usable, along, 1), 1.5 * lengths)
+        lengths = np.where(overlaps < top - 0.1, 0.1, lengths)  # after a fall, a short step
+        lengths = np.minimum(lengths, _LONGEST / np.maximum(norms, 1e-300))
+        moving = norms > _TOLERANCE
+        if not moving.all():
+            places, top, lengths = places[moving], top[moving], lengths[moving]
+            left, right, turns = left[moving], right[moving], turns[moving]
+            gradient = gradient[moving]
+            if not len(places):
+                break
+        turns = _orthonormal(_exponential(lengths[:, None, None] * gradient) @ turns)
+        before = gradient
+    return _orthonormal(_orthonormal(best)), highest
+
+
+def _exponential(skew: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the matrix exponential of small matrices, to the fourth order."""
+    square = skew @ skew
+    identity = np.eye(skew.shape[-1])
+    return identity + skew + square @ (identity / 2 + skew / 6 + square / 24)
+
+
+def _orthonormal(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return matrices that are almost orthogonal with the error squared (Newton, Schulz)."""
+    return turns @ (1.5 * np.eye(turns.shape[-1]) - 0.5 * (_t(turns) @ turns))
+
+
+def _inner(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    products: NDArray[np.float64] = np.einsum("pij,pij->p", first, second)
+    return products
+
+
+def _aligned_starts(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (pair, start, row, column) turns that lay eigenvectors on each other."""
+    identity = np.broadcast_to(np.eye(first.shape[-1]), first.shape)
+    found = [identity]
+    for part in (_symmetric, _square, _co_square):
+        bases = [np.linalg.eigh(part(matrices))[1] for matrices in (first, second)]
+        a, b = (_t(u) @ m @ u for u, m in zip(bases, (first, second), strict=True))
+        for signs in _sign_starts(a * b):
+            found.append((bases[0] * signs[:, None, :]) @ _t(bases[1]))
+    return np.stack(found, axis=1)
+
+
+def _sign_starts(products: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """Return (pair, row) signs s for which Σ sᵢ sⱼ Mᵢⱼ is large, and the same but for one sign."""
+    symmetric = products + _t(products)
+    leading = np.linalg.eigh(symmetric)[1][:, :, -1]
+    signs = np.where(leading < 0, -1.0, 1.0)
+    diagonal = np.einsum("pii->pi", symmetric)
+    for _ in range(2 * signs.shape[1]):
+        gains = -signs * (np.einsum("pij,pj->pi", symmetric, signs) - diagonal * signs)
+        worst = gains.argmax(1)
+        better = np.flatnonzero(gains[np.arange(len(gains)), worst] > 0)
+        if not len(better):
+            break
+        signs[better, worst[better]] *= -1
+    loss = signs * (np.einsum("pij,pj->pi", symmetric, signs) - diagonal * signs)
+    other = signs.copy()
+    other[np.arange(len(other)), loss.argmin(1)] *= -1
+    return [signs, other]
+
+
+def _random_starts(pairs: int, size: int, starts: int, seed: int) -> NDArray[np.float64]:
+    """Return (pair, start, row, column) random turns, the same for every pair."""
+    rng = np.random.default_rng(seed)
+    turns, triangles = np.linalg.qr(rng.normal(size=(starts, size, size)))
+    turns = turns * np.sign(np.einsum("sii->si", triangles))[:, None, :]
+    reflected = np.linalg.det(turns) < 0
+    wanted = np.arange(starts) % 2 == 1
+    turns[reflected != wanted, :, 0] *= -1
+    return np.broadcast_to(turns, (pairs, starts, size, size))
+
+
+def _symmetric(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    return matrices + _t(matrices)
+
+
+def _square(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    return _t(matrices) @ matrices
+
+
+def _co_square(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    return matrices @ _t(matrices)
+
+
+def _t(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    return matrices.swapaxes(-1, -2)
