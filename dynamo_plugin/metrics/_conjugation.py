@@ -68,7 +68,7 @@ def best_residuals(
 def _climb(
     left: NDArray[np.float64], right: NDArray[np.float64], turns: NDArray[np.float64], steps: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return where so many steps lead to, and the overlaps <A, C B Cᵀ> there, the best on the way."""
+    """Return the best turns on the way of so many steps, and the overlaps <A, C B Cᵀ> there."""
     size = max(1, _CACHED // turns[0].nbytes)
     parts = [slice(start, start + size) for start in range(0, len(turns), size)]
     climbed = [_climb_part(left[part], right[part], turns[part], steps) for part in parts]

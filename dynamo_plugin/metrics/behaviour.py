@@ -37,7 +37,7 @@ class Disagreement(Metric[Answers]):
 
     The answer is the class of the largest output, of equal ones the first; of a single output,
     whether it is positive. (Madani, Pennock and Flake 2004, NIPS 17; Klabunde et al. 2025,
-    doi:10.1145/3728458, section 5.2.)
+    doi:10.1145/3728458.)
 
     Examples
     --------

@@ -158,7 +158,9 @@ class DSA(Metric[PreparedDSA]):
                 "rank."
             )
         gram = before @ before.T + self.ridge * np.eye(len(before))
-        operator = np.linalg.lstsq(gram, before @ after.T, rcond=None)[0].T
+        operator: NDArray[np.float64] = np.linalg.lstsq(gram, before @ after.T, rcond=None)[
+            0
+        ].T.astype(np.float64)
         return PreparedDSA(operator, np.linalg.eigvals(operator).astype(np.complex128))
 
     def compare(self, first: PreparedDSA, second: PreparedDSA) -> float:
@@ -212,7 +214,8 @@ class DSA(Metric[PreparedDSA]):
             # half the chord is the sine of half the angle
             angles: NDArray[np.float64] = 2 * np.arcsin((residuals / 2).clip(max=1))
             return angles
-        return np.sqrt((a - b) ** 2 + a * b * residuals**2)
+        apart: NDArray[np.float64] = np.sqrt((a - b) ** 2 + a * b * residuals**2)
+        return apart
 
 
 def _as_trials(states: Any) -> list[NDArray[np.float64]]:

@@ -26,9 +26,9 @@ class NeighbourOverlap(Metric["NDArray[np.int64]"]):
     """Mean Jaccard similarity of the sets of the nearest neighbours of every sample.
 
     Of the k samples nearest to each sample in one network and in the other, the share of those in
-    both among those in either (Wang et al. 2022, doi:10.1109/ACCESS.2021.3137183; Klabunde et al.
-    2025, doi:10.1145/3728458, section 4.3). Of equally near ones the earlier samples count. Chance is
-    about k / 2 samples.
+    both among those in either (Klabunde, Schumacher, Strohmaier and Lemmerich 2025,
+    doi:10.1145/3728458). Of equally near ones the earlier samples count. Chance is about
+    k / (2 samples).
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class NeighbourOverlap(Metric["NDArray[np.int64]"]):
     """
 
     kind: ClassVar[Literal["similarity"]] = "similarity"
-    reference: ClassVar[str] = "Wang et al. 2022, doi:10.1109/ACCESS.2021.3137183"
+    reference: ClassVar[str] = "Klabunde et al. 2025, doi:10.1145/3728458"
     neighbours: int = 10
     nearness: Literal["euclidean", "cosine"] = "euclidean"
 

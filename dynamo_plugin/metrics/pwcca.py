@@ -33,9 +33,9 @@ class PWCCA(Metric[Span]):
     ρᵢ are the canonical correlations, hᵢ the canonical directions of one network, of norm 1 over
     samples, and xⱼ its centred units. Two weightings were published:
 
-    - `absolute`: αᵢ = Σⱼ |<hᵢ, xⱼ>| (Morcos, Raghu and Bengio 2018, arXiv:1806.05759, equation 3);
+    - `absolute`: αᵢ = Σⱼ |<hᵢ, xⱼ>| (Morcos, Raghu and Bengio 2018, arXiv:1806.05759);
     - `variance`: αᵢ = Σⱼ <hᵢ, xⱼ>², the variance that hᵢ explains, to which Kornblith et al. 2019
-      (arXiv:1905.00414, section 3.2) relate it: with ρᵢ² in the place of ρᵢ it is the R²
+      (arXiv:1905.00414) relate it: with ρᵢ² in the place of ρᵢ it is the R²
       of linear regression.
 
     The weights are those of one network, so that the order of two matters; by default the value is

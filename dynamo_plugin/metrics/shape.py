@@ -26,7 +26,7 @@ _MEASURES: Final = ("angular", "euclidean")
 class ShapeMetric(Metric[Turnable]):
     """Generalised shape metric with partial whitening.
 
-    Williams, Kunz, Kornblith and Linderman 2021, arXiv:2110.14739, section 2.3. Centred states X
+    Williams, Kunz, Kornblith and Linderman 2021, arXiv:2110.14739. Centred states X
     become φ(X) = X (a I + (1 - a) (XᵀX)^(-1/2)), brought to Frobenius norm 1; the distance is that
     of Procrustes between φ(X) and φ(Y). With a (`alpha`) 1 it is Procrustes itself; 0 whitens: for
     r and s directions it is the arc cosine of the sum of canonical correlations over sqrt(r s).

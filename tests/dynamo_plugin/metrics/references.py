@@ -15,7 +15,7 @@ Array: TypeAlias = NDArray[Any]
 
 def hsic(k: Array, m: Array, estimator: str) -> float:
     n = len(k)
-    if estimator == "unbiased":  # Song et al. 2012, equation 5
+    if estimator == "unbiased":  # Song et al. 2012
         k, m = k - np.diag(np.diag(k)), m - np.diag(np.diag(m))
         one = np.ones(n)
         return float(

@@ -173,7 +173,7 @@ class Counting(Metric[NDArray[np.float64]]):
 
     def prepare(self, states: ArrayLike) -> NDArray[np.float64]:
         self.prepared.append(len(self.prepared))
-        return np.asarray(np.mean(states, keepdims=True, dtype=np.float64))
+        return np.array([np.asarray(states, dtype=np.float64).mean()])
 
     def compare(self, first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
         return float(np.abs(first - second).sum())
