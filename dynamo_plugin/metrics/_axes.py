@@ -29,6 +29,8 @@ class Axes:
     """(direction, sample), orthonormal, by decreasing scale."""
     scales: NDArray[np.float64]
     """(direction,): the singular values."""
+    loadings: NDArray[np.float64]
+    """(direction, unit): inner products of directions and units."""
 
 
 def principal_axes(
@@ -64,13 +66,18 @@ def principal_axes(
         within_reach = scales[kept - 1] * _CONDITION >= scales[0]
         if within_reach and 4 * _EPS * squares[0] <= _SUBSPACE_ERROR * gap:
             found = (vectors[:, :kept] / scales[:kept]).T @ x
+            loadings = scales[:kept, None] * vectors[:, :kept].T
+            if 4 * _EPS * squares[0] <= _SUBSPACE_ERROR * squares[kept - 1]:
+                return Axes(found, scales[:kept], loadings)
             overlap = found @ found.T
             # one step towards the nearest orthonormal directions squares what rounding left
             correction = (3 * np.eye(kept) - overlap) / 2
-            return Axes(correction @ found, scales[:kept] * np.sqrt(np.diag(overlap)))
-    _, scales, transposed = np.linalg.svd(x, full_matrices=False)
+            scales = scales[:kept] * np.sqrt(np.diag(overlap))
+            return Axes(correction @ found, scales, correction @ (overlap @ loadings))
+    left, scales, transposed = np.linalg.svd(x, full_matrices=False)
     kept = _kept(scales, tolerance, directions, variance)
-    return Axes(transposed[:kept], scales[:kept])
+    loadings = scales[:kept, None] * left[:, :kept].T
+    return Axes(transposed[:kept], scales[:kept], loadings)
 
 
 def _kept(

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.metrics._axes import principal_axes
 from dynamo_plugin.metrics._states import as_samples, centred, check_same_samples
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
 __all__ = ["Span", "check_spans", "span_of"]
@@ -25,8 +24,7 @@ class Span:
     directions: NDArray[np.float64]
     """(direction, sample), orthonormal."""
     loadings: NDArray[np.float64]
-    """(direction, unit): inner products of directions and centred units; empty where none are
-    needed."""
+    """(direction, unit): inner products of directions and centred units."""
 
 
 def span_of(
@@ -34,7 +32,6 @@ def span_of(
     *,
     directions: int | None = None,
     variance: float | None = None,
-    loadings: bool = False,
 ) -> Span:
     """Return what the units of one network span, or a part of it.
 
@@ -44,8 +41,6 @@ def span_of(
         (sample, unit).
     directions, variance
         Which leading directions to keep; all by default.
-    loadings
-        Whether loadings are needed.
 
     Raises
     ------
@@ -54,16 +49,14 @@ def span_of(
         span everything that so few samples can do: correlations would be 1 whatever is compared.
     """
     x = as_samples(states)
-    deviations = centred(x)
-    axes = principal_axes(deviations, directions=directions, variance=variance)
+    axes = principal_axes(centred(x), directions=directions, variance=variance)
     if len(axes.directions) >= len(x) - 1:
         raise InvalidInput(
             f"Expected more samples than directions; {len(x)} samples have only {len(x) - 1} "
             "directions, and the units span all of them, so that every canonical correlation is 1. "
             "Use more samples, or svcca with fewer directions."
         )
-    loads = axes.directions @ deviations.T.astype(np.float64) if loadings else np.empty((0, 0))
-    return Span(axes.directions, loads)
+    return Span(axes.directions, axes.loadings)
 
 
 def check_spans(first: Sequence[Span], second: Sequence[Span]) -> None:

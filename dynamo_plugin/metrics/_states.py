@@ -105,18 +105,21 @@ def centred(states: Floats) -> Floats:
     InvalidInput
         If the states are the same for every sample.
     """
-    largest = float(np.abs(states).max())
+    dtype = states.dtype
+    deviations = np.array(states.T, order="C")
+    largest = max(float(states.max()), -float(states.min()))
     # one factor, so that squares neither overflow nor vanish
-    scaled = states.T / states.dtype.type(largest or 1)
-    offsets = scaled.mean(1, dtype=np.float64, keepdims=True)
-    deviations = np.ascontiguousarray((scaled - offsets).astype(states.dtype))
-    norm = float(np.linalg.norm(deviations.astype(np.float64)))
-    if norm <= 4 * np.finfo(states.dtype).eps * np.sqrt(states.size):
+    deviations /= dtype.type(largest or 1)
+    share = np.full(deviations.shape[1], 1 / deviations.shape[1], dtype)
+    for _ in range(2):  # what rounding leaves of large offsets goes with the second
+        deviations -= (deviations @ share)[:, None]
+    norm = float(np.sqrt(np.vdot(deviations, deviations)))
+    if norm <= 4 * np.finfo(dtype).eps * np.sqrt(states.size):
         raise InvalidInput(
             "Expected states that differ between samples; every unit is constant, so that there is "
             "nothing to compare. Choose another site, or other samples."
         )
-    deviations /= states.dtype.type(norm)
+    deviations /= dtype.type(norm)
     return deviations
 
 

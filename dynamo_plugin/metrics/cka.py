@@ -36,7 +36,7 @@ class PreparedCKA:
     features: Floats
     """Linear: (unit, sample) centred states. RBF: (pair of samples,) centred kernel of norm 1."""
     squares: NDArray[np.float64]
-    """(sample,): diagonal of the linear kernel; empty for RBF."""
+    """(sample,): diagonal of the linear kernel, where the estimator takes it away."""
     norm: float
     """Square root of the network's HSIC with itself."""
 
@@ -110,9 +110,11 @@ class CKA(Metric[PreparedCKA]):
         deviations = centred(x)
         if self.kernel == "rbf":
             vector = self._kernel_vector(deviations)
-            return PreparedCKA(samples, vector, np.empty(0), 1.0)
+            return PreparedCKA(samples, vector, np.zeros(1), 1.0)
         features = reduced(deviations)
-        squares = np.einsum("us,us->s", features, features, dtype=np.float64)
+        squares = np.zeros(1)
+        if self.estimator != "biased":
+            squares = np.square(features).sum(0, dtype=np.float64)
         gram = features @ features.T
         own = self._hsic(
             _sum_of_squares(gram[None]), squares @ squares, squares.sum() ** 2, samples

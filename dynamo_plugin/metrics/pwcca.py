@@ -92,7 +92,7 @@ class PWCCA(Metric[Span]):
             If there are fewer than four samples, or no more than directions; if states are not
             finite, or none varies.
         """
-        return span_of(states, loadings=True)
+        return span_of(states)
 
     def compare(self, first: Span, second: Span) -> float:
         """Return the weighted correlation of two networks, from 0 to 1; raises as `Metric`."""
@@ -107,46 +107,27 @@ class PWCCA(Metric[Span]):
         right = None if second is None else [span.directions for span in second]
         values = np.ones((len(first), len(others)))
         for i, j, products in pair_products([span.directions for span in first], right):
-            by_first, by_second = self._both(
-                products,
-                [first[place].loadings for place in i],
-                [others[place].loadings for place in j],
-                both=second is None,
-            )
-            if self.side == "mean":
-                values[i, j] = (by_first + by_second) / 2
-            else:
-                values[i, j] = by_first if self.side == "first" else by_second
+            left, correlations, opposite = _canonical(products)
+            of_first = [first[place].loadings for place in i]
+            of_second = [others[place].loadings for place in j]
+            by_first = self._weighted(left, correlations, of_first)
+            by_second = self._weighted(opposite, correlations, of_second)
+            sides = {"first": by_first, "second": by_second, "mean": (by_first + by_second) / 2}
+            values[i, j] = sides[self.side]
             if second is None:
-                reverse = {"first": by_second, "second": by_first, "mean": values[i, j]}
-                values[j, i] = reverse[self.side]
+                reverse = {"first": "second", "second": "first", "mean": "mean"}
+                values[j, i] = sides[reverse[self.side]]
         return values
 
-    def _both(
-        self,
-        products: Floats,
-        first: Sequence[NDArray[np.float64]],
-        second: Sequence[NDArray[np.float64]],
-        *,
-        both: bool,
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return (pair,) values with the weights of the first and of the second network."""
-        nothing = np.full(len(products), np.nan)
-        by_first = by_second = nothing
-        if both or self.side != "second":
-            by_first = self._weighted(products, first)
-        if both or self.side != "first":
-            by_second = self._weighted(products.transpose(0, 2, 1), second)
-        return by_first, by_second
-
     def _weighted(
-        self, products: Floats, loadings: Sequence[NDArray[np.float64]]
+        self,
+        turns: NDArray[np.float64],
+        correlations: NDArray[np.float64],
+        loadings: Sequence[NDArray[np.float64]],
     ) -> NDArray[np.float64]:
-        directions, correlations = _canonical(products)
-        values = np.empty(len(products))
-        for place, (turn, rho, loads) in enumerate(
-            zip(directions, correlations, loadings, strict=True)
-        ):
+        """Return (pair,) values with the weights of one of the two networks."""
+        values = np.empty(len(turns))
+        for place, (turn, rho, loads) in enumerate(zip(turns, correlations, loadings, strict=True)):
             projected = turn.T @ loads
             weight = np.abs(projected) if self.weights == "absolute" else np.square(projected)
             alpha = weight.sum(1)
@@ -154,18 +135,26 @@ class PWCCA(Metric[Span]):
         return values.clip(max=1)
 
 
-def _canonical(products: Floats) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return left singular vectors (pair, direction, value) and singular values (pair, value).
+def _canonical(
+    products: Floats,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Return a singular value decomposition (pair, direction, value), (pair, value), (pair,
+    direction, value) of products of directions.
 
     By the eigenvectors of C Cᵀ, which are found in half the time, where no value is so small that
     its square is lost.
     """
-    count = min(products.shape[1:])
-    _, vectors = np.linalg.eigh(products @ products.transpose(0, 2, 1))
-    vectors = vectors[:, :, ::-1][:, :, :count]
-    values = np.linalg.norm(products.transpose(0, 2, 1) @ vectors, axis=1)
+    if products.shape[1] > products.shape[2]:
+        right, values, left = _canonical(products.transpose(0, 2, 1))
+        return left, values, right
+    wide = products.astype(np.float64, copy=False)
+    _, left = np.linalg.eigh(wide @ wide.transpose(0, 2, 1))
+    left = left[:, :, ::-1]
+    right = wide.transpose(0, 2, 1) @ left
+    values = np.linalg.norm(right, axis=1)
     lost = values.min(1) < _SMALLEST
+    right /= np.where(values < _SMALLEST, 1, values)[:, None, :]
     if lost.any():
-        left, exact, _ = np.linalg.svd(products[lost], full_matrices=False)
-        vectors[lost], values[lost] = left, exact
-    return vectors, values.clip(max=1)
+        left[lost], values[lost], transposed = np.linalg.svd(wide[lost], full_matrices=False)
+        right[lost] = transposed.transpose(0, 2, 1)
+    return left, values.clip(max=1), right
