@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["best_residuals"]
 
-_ROUNDS = ((30, 6), (70, 2), (400, 1))
+_ROUNDS = ((40, 5), (100, 2), (300, 1))
 """Steps, and how many of the best go on to the next round."""
 _TOLERANCE = 1e-8  # norm of the gradient at which a step no longer matters
 _CACHED = 2**17  # bytes of one array of matrices that are worked on together
@@ -23,18 +23,18 @@ def best_residuals(
 ) -> NDArray[np.float64]:
     """Return min over orthogonal C of ‖A - C B Cᵀ‖, as far as it is found.
 
-    The function has many local minima. Starts are the bases of the symmetric and of the
-    antisymmetric parts and of AᵀA laid on each other, with the best signs, the unchanged basis, and
-    random ones, half of them with a reflection; from each, some steps along the gradient on the
-    orthogonal group (Wen and Yin 2013, doi:10.1007/s10107-012-0584-1), from the best ones more, and
-    from the best of all to the minimum.
+    The function has many local minima. Starts are the eigenvectors of the symmetric parts, of AᵀA
+    and of AAᵀ laid on each other, with signs that fit, the unchanged basis, and random ones, half of
+    them with a reflection; from each, some steps along the gradient on the orthogonal group (Wen
+    and Yin 2013, doi:10.1007/s10107-012-0584-1), from the best ones more, and from the best of all
+    to the minimum.
 
     Parameters
     ----------
     first, second
         (pair, row, column) A and B, of norm 1.
     starts
-        Random ones per pair.
+        Random ones per pair, and as many with random signs.
     seed
         Of those.
 
@@ -45,7 +45,11 @@ def best_residuals(
     """
     pairs, size, _ = first.shape
     turns = np.concatenate(
-        [_aligned_starts(first, second), _random_starts(pairs, size, starts, seed)], axis=1
+        [
+            _aligned_starts(first, second, starts=starts, seed=seed),
+            _random_starts(pairs, size, starts, seed),
+        ],
+        axis=1,
     )
     for steps, kept in _ROUNDS:
         count = turns.shape[1]
@@ -135,35 +139,40 @@ def _inner(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[n
     return products
 
 
-def _aligned_starts(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return (pair, start, row, column) turns that lay eigenvectors on each other."""
-    identity = np.broadcast_to(np.eye(first.shape[-1]), first.shape)
-    found = [identity]
-    for part in (_symmetric, _square, _co_square):
+def _aligned_starts(
+    first: NDArray[np.float64], second: NDArray[np.float64], *, starts: int, seed: int
+) -> NDArray[np.float64]:
+    """Return (pair, start, row, column) turns that lay eigenvectors on each other.
+
+    Eigenvectors have no sign. Those of the symmetric parts come with so many choices of signs.
+    """
+    rng = np.random.default_rng(seed)
+    size = first.shape[-1]
+    found = [np.broadcast_to(np.eye(size), first.shape)]
+    for part, count in ((_symmetric, starts), (_square, 2), (_co_square, 2)):
         bases = [np.linalg.eigh(part(matrices))[1] for matrices in (first, second)]
         a, b = (_t(u) @ m @ u for u, m in zip(bases, (first, second), strict=True))
-        for signs in _sign_starts(a * b):
-            found.append((bases[0] * signs[:, None, :]) @ _t(bases[1]))
+        products = a * b + _t(a * b)
+        leading = np.where(np.linalg.eigh(products)[1][:, :, -1] < 0, -1.0, 1.0)
+        drawn = np.where(rng.random((count - 1, size)) < 0.5, -1.0, 1.0)
+        for signs in (leading, *(np.broadcast_to(one, leading.shape) for one in drawn)):
+            improved = _better_signs(products, signs)
+            found.append((bases[0] * improved[:, None, :]) @ _t(bases[1]))
     return np.stack(found, axis=1)
 
 
-def _sign_starts(products: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    """Return (pair, row) signs s for which Σ sᵢ sⱼ Mᵢⱼ is large, and the same but for one sign."""
-    symmetric = products + _t(products)
-    leading = np.linalg.eigh(symmetric)[1][:, :, -1]
-    signs = np.where(leading < 0, -1.0, 1.0)
-    diagonal = np.einsum("pii->pi", symmetric)
+def _better_signs(products: NDArray[np.float64], signs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return (pair, row) signs s with a larger Σ sᵢ sⱼ Mᵢⱼ, which no single change makes larger."""
+    signs = signs.copy()
+    diagonal = np.einsum("pii->pi", products)
     for _ in range(2 * signs.shape[1]):
-        gains = -signs * (np.einsum("pij,pj->pi", symmetric, signs) - diagonal * signs)
+        gains = -signs * (np.einsum("pij,pj->pi", products, signs) - diagonal * signs)
         worst = gains.argmax(1)
         better = np.flatnonzero(gains[np.arange(len(gains)), worst] > 0)
         if not len(better):
             break
         signs[better, worst[better]] *= -1
-    loss = signs * (np.einsum("pij,pj->pi", symmetric, signs) - diagonal * signs)
-    other = signs.copy()
-    other[np.arange(len(other)), loss.argmin(1)] *= -1
-    return [signs, other]
+    return signs
 
 
 def _random_starts(pairs: int, size: int, starts: int, seed: int) -> NDArray[np.float64]:

@@ -50,8 +50,8 @@ class DSA(Metric[PreparedDSA]):
     - `wasserstein`: between the eigenvalues of A and B as points of the complex plane, the root of
       the mean squared distance under the best assignment, which needs no C.
 
-    The minimum over C is searched from several starts; it can be missed, and is then too large by
-    a few per cent. More `starts` find better ones. Networks need not have seen the same samples.
+    The minimum over C is searched from several starts, and can be missed: what is found is then too
+    large, by some per cent where there are 24 directions. More `starts` find smaller ones. Networks need not have seen the same samples.
     Where one has fewer directions, its map is zero on the rest.
 
     Parameters
@@ -67,7 +67,7 @@ class DSA(Metric[PreparedDSA]):
     ridge
         Added to the diagonal of the least-squares problem, whose directions have norm 1.
     starts
-        Random starts of the search.
+        Random starts of the search, and as many from eigenvectors with random signs.
     seed
         Of those.
 
@@ -89,7 +89,7 @@ class DSA(Metric[PreparedDSA]):
     interval: int = 1
     rank: int = 24
     ridge: float = 0.0
-    starts: int = 12
+    starts: int = 6
     seed: int = 0
 
     def __post_init__(self) -> None:
