@@ -5,10 +5,10 @@
 CPU milliseconds per pair on one core, of all pairs of so many networks of 128 units on 5,000
 samples (DSA: 100 trials x 50 steps x 32 units, 3 delays, rank 24), preparation included. `plain`
 is the formula for one pair in NumPy, everything computed for every pair; `cached` is the same with
-what depends on one network computed beforehand. `floor` is the time of the products of states alone, at
-the rate of a large matrix product of that dtype in the same run. `error` is the largest difference
-from `plain`. rsatoolbox and dsa-metric are measured where they are installed; times of DSA are for
-equal work only together with `worse`, the pairs on which ours finds a larger distance.
+what depends on one network computed beforehand. `floor` is the time of the products of states
+alone, at the rate of a large matrix product of that dtype in the same run. `error` is the largest
+difference from `plain`. rsatoolbox and dsa-metric are measured where they are installed; `worse`
+are the pairs on which ours finds a larger distance than dsa-metric.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ def best_residuals(
     """Return min over orthogonal C of ‖A - C B Cᵀ‖, as far as it is found.
 
     The function has many local minima. Starts are the eigenvectors of the symmetric parts, of AᵀA
-    and of AAᵀ laid on each other, with signs that fit, the unchanged basis, and random ones, half of
-    them with a reflection; from each, some steps along the gradient on the orthogonal group (Wen
-    and Yin 2013, doi:10.1007/s10107-012-0584-1), from the best ones more, and from the best of all
-    to the minimum.
+    and of AAᵀ laid on each other, with signs that fit, the unchanged basis, and random ones, half
+    of them with a reflection; from each, some steps along the gradient on the orthogonal group
+    (Wen and Yin 2013, doi:10.1007/s10107-012-0584-1), from the best ones more, and from the best of
+    all to the minimum.
 
     Parameters
     ----------

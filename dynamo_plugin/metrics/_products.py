@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -18,9 +19,22 @@ __all__ = ["Batch", "dot_products", "pair_products"]
 Batch: TypeAlias = "tuple[NDArray[np.intp], NDArray[np.intp], Floats]"
 """(pair,) and (pair,) places of the two networks, (pair, unit, unit) products of their states."""
 
-_WIDTH = 2048  # rows of a wide product: enough for the full rate of matrix products
+_ROWS, _COLUMNS = 1024, 2048  # of a wide product: enough for the full rate of matrix products
 _STRETCH = 2**16  # entries that are summed in the arithmetic of the dtype
-_Chunk: TypeAlias = "tuple[NDArray[np.intp], int]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Stack:
+    """States of networks of equally many units, under each other."""
+
+    places: NDArray[np.intp]
+    units: int
+    states: Floats
+    """(network * unit, sample)."""
+
+    def part(self, start: int, stop: int) -> Floats:
+        """Return the states of some of the networks."""
+        return self.states[start * self.units : stop * self.units]
 
 
 def pair_products(
@@ -41,19 +55,36 @@ def pair_products(
     Batch
         Pairs whose products have one shape.
     """
-    others = first if second is None else second
-    left = _chunks(first)
-    right = left if second is None else _chunks(others)
-    for number, (rows, height) in enumerate(left):
-        tall = _stacked(first, rows)
-        for columns, width in right[number:] if second is None else right:
-            same = columns is rows
-            # the product of one array with itself costs half
-            wide = tall if same else _stacked(others, columns)
-            block = (tall @ wide.T).reshape(len(rows), height, len(columns), width)
-            i, j = np.triu_indices(len(rows), 1) if same else _grid(len(rows), len(columns))
-            if len(i):
-                yield rows[i], columns[j], block[i, :, j]
+    left = _stacks(first)
+    right = left if second is None else _stacks(second)
+    for number, tall in enumerate(left):
+        for wide in right[number:] if second is None else right:
+            step = max(1, _ROWS // tall.units)
+            for start in range(0, len(tall.places), step):
+                rows = slice(start, min(start + step, len(tall.places)))
+                yield from _products_of(tall, rows, wide, once=second is None and tall is wide)
+
+
+def _products_of(tall: _Stack, rows: slice, wide: _Stack, *, once: bool) -> Iterator[Batch]:
+    """Yield the products of some networks with all others, or with those after them."""
+    count = rows.stop - rows.start
+    states = tall.part(rows.start, rows.stop)
+    if once and count > 1:
+        # the product of an array with itself costs half
+        block = (states @ states.T).reshape(count, tall.units, count, tall.units)
+        i, j = np.triu_indices(count, 1)
+        yield tall.places[rows][i], tall.places[rows][j], block[i, :, j]
+    step = max(1, _COLUMNS // wide.units)
+    for start in range(rows.stop if once else 0, len(wide.places), step):
+        columns = slice(start, min(start + step, len(wide.places)))
+        block = states @ wide.part(columns.start, columns.stop).T
+        across = columns.stop - columns.start
+        i, j = np.divmod(np.arange(count * across), across)
+        yield (
+            tall.places[rows][i],
+            wide.places[columns][j],
+            block.reshape(count, tall.units, across, wide.units)[i, :, j],
+        )
 
 
 def dot_products(
@@ -70,28 +101,17 @@ def dot_products(
     return sums
 
 
-def _chunks(arrays: Sequence[Floats]) -> list[_Chunk]:
-    """Return places of networks to be stacked, each with how many units they have."""
+def _stacks(arrays: Sequence[Floats]) -> list[_Stack]:
     places: defaultdict[int, list[int]] = defaultdict(list)
     for place, array in enumerate(arrays):
         places[len(array)].append(place)
-    chunks: list[_Chunk] = []
-    for units, members in places.items():
-        size = max(1, _WIDTH // units)
-        chunks += [
-            (np.array(members[start : start + size]), units)
-            for start in range(0, len(members), size)
-        ]
-    return chunks
-
-
-def _stacked(arrays: Sequence[Floats], places: NDArray[np.intp]) -> Floats:
-    if len(places) == 1:
-        return arrays[int(places[0])]
-    stacked: Floats = np.concatenate([arrays[place] for place in places])
-    return stacked
-
-
-def _grid(rows: int, columns: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    i, j = np.divmod(np.arange(rows * columns), columns)
-    return i, j
+    return [
+        _Stack(
+            np.array(members),
+            units,
+            arrays[members[0]]
+            if len(members) == 1
+            else np.concatenate([arrays[place] for place in members]),
+        )
+        for units, members in places.items()
+    ]

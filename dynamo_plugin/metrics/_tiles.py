@@ -53,7 +53,8 @@ class Comparison:
     ) -> Comparison:
         """Prepare the first model, and see how many of its size are in memory at once."""
         draft = cls(source, metric, tuple(ids), memory, 1, uuid.uuid4().hex)
-        fits = memory // (2 * max(1, count_bytes(draft.prepared(ids[0]))))
+        # two blocks, and their states once more, under each other
+        fits = memory // (4 * max(1, count_bytes(draft.prepared(ids[0]))))
         most = min(_BLOCK, max(1, fits))
         # blocks of about one size
         blocks = max(-(-len(ids) // most), 1)

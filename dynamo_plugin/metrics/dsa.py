@@ -51,8 +51,8 @@ class DSA(Metric[PreparedDSA]):
       the mean squared distance under the best assignment, which needs no C.
 
     The minimum over C is searched from several starts, and can be missed: what is found is then too
-    large, by some per cent where there are 24 directions. More `starts` find smaller ones. Networks need not have seen the same samples.
-    Where one has fewer directions, its map is zero on the rest.
+    large, by some per cent where there are 24 directions. More `starts` find smaller ones. Networks
+    need not have seen the same samples. Where one has fewer directions, its map is 0 on the rest.
 
     Parameters
     ----------
