@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -31,7 +33,9 @@ _BLOCK = 16
 _SUBMITTED_AT_ONCE = 64
 
 _kept: dict[str, PreparedNetworks] = {}
-"""Of the comparison that this process works on, by its token."""
+"""Of the comparisons that this process works on, by token."""
+
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,19 +50,21 @@ class Comparison:
     block: int
     """Models per block."""
     token: str
+    process: int
+    """Id of the process that the comparison was made in."""
 
     @classmethod
     def make(
         cls, source: Source, metric: Metric[Any], ids: Sequence[str], *, memory: int
     ) -> Comparison:
         """Prepare the first model, and see how many of its size are in memory at once."""
-        draft = cls(source, metric, tuple(ids), memory, 1, uuid.uuid4().hex)
+        draft = cls(source, metric, tuple(ids), memory, 1, uuid.uuid4().hex, os.getpid())
         # two blocks, and their states once more, under each other
         fits = memory // (4 * max(1, count_bytes(draft.prepared(ids[0]))))
         most = min(_BLOCK, max(1, fits))
         # blocks of about one size
-        blocks = max(-(-len(ids) // most), 1)
-        return cls(source, metric, tuple(ids), memory, -(-len(ids) // blocks), draft.token)
+        blocks = -(-len(ids) // most)
+        return replace(draft, block=-(-len(ids) // blocks))
 
     @property
     def blocks(self) -> int:
@@ -77,10 +83,13 @@ class Comparison:
         InvalidInput
             If it cannot be compared; names the model.
         """
-        if self.token not in _kept:
-            _kept.clear()
-            _kept[self.token] = PreparedNetworks(self.memory)
-        return _kept[self.token].get(model, lambda: self._prepare(model))
+        with _lock:
+            kept = _kept.get(self.token)
+            if kept is None:
+                if os.getpid() != self.process:  # nobody there says when a comparison is done
+                    _kept.clear()
+                kept = _kept[self.token] = PreparedNetworks(self.memory)
+        return kept.get(model, lambda: self._prepare(model))
 
     def forget(self) -> None:
         """Let go of what this process keeps."""
@@ -174,5 +183,7 @@ def _run(
 
 
 def _compute(comparison: Comparison, tile: Tile) -> NDArray[np.float64]:
+    if os.getpid() == comparison.process:  # where the limit is set for all threads together
+        return comparison.compute(tile)
     with threadpool_limits(limits=1):
         return comparison.compute(tile)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
 from dynamo_plugin.errors import DuplicateName, InvalidInput
@@ -25,7 +27,7 @@ from dynamo_plugin.registry.interfaces import Metric
 from dynamo_plugin.store import Population
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     from dynamo_plugin.types import JSON
 
@@ -151,24 +153,16 @@ def pairwise(
         "rows": len(source.chosen) if source.chosen is not None else None,
         "row_seed": row_seed if source.chosen is not None else None,
     }
-    comparison = Comparison.make(source, chosen, ids, memory=memory)
-    folder = None
-    try:
-        if checkpoints is not None:
-            identity = settings | _identity(population, ids, source)
-            folder = TileFolder(
-                checkpoints, identity=identity, block=comparison.block, resume=resume
-            )
-            comparison = dataclasses.replace(comparison, block=folder.block)
+    with threadpool_limits(limits=1):
         values = _all_values(
-            comparison, folder, workers=workers, executor=executor, progress=progress
+            Comparison.make(source, chosen, ids, memory=memory),
+            identity=settings | _identity(population, ids, source),
+            checkpoints=checkpoints,
+            resume=resume,
+            workers=workers,
+            executor=executor,
+            progress=progress,
         )
-    finally:
-        comparison.forget()
-        if folder is not None:
-            folder.close()
-    if folder is not None:
-        folder.remove()
     return PairwiseDistances.make(
         chosen, ids, values, settings=settings, population=population.location
     )
@@ -176,12 +170,38 @@ def pairwise(
 
 def _all_values(
     comparison: Comparison,
+    *,
+    identity: Mapping[str, JSON],
+    checkpoints: str | Path | None,
+    resume: bool,
+    workers: int,
+    executor: Executor | None,
+    progress: bool,
+) -> NDArray[np.float64]:
+    """Return (model, model) values, with checkpoints or without."""
+    run = partial(_run, workers=workers, executor=executor, progress=progress)
+    try:
+        if checkpoints is None:
+            return run(comparison, None)
+        folder = TileFolder(checkpoints, identity=identity, block=comparison.block, resume=resume)
+        try:
+            values = run(replace(comparison, block=folder.block), folder)
+        finally:
+            folder.close()
+        folder.remove()
+        return values
+    finally:
+        comparison.forget()
+
+
+def _run(
+    comparison: Comparison,
     folder: TileFolder | None,
     *,
     workers: int,
     executor: Executor | None,
     progress: bool,
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+) -> NDArray[np.float64]:
     values = np.full((len(comparison.ids), len(comparison.ids)), np.nan)
     tiles = make_tiles(comparison.blocks)
     missing = []
@@ -237,10 +257,10 @@ def _as_ids(population: Population, models: Sequence[str] | None) -> tuple[str, 
 
 def _options_of(metric: Metric[Any]) -> dict[str, JSON]:
     """Return the options of a metric, as JSON."""
-    if not dataclasses.is_dataclass(metric):
+    if not is_dataclass(metric):
         return {}
-    fields = {f.name: getattr(metric, f.name) for f in dataclasses.fields(metric)}
-    plain: dict[str, JSON] = json.loads(json.dumps(fields, default=str))
+    options = {field.name: getattr(metric, field.name) for field in fields(metric)}
+    plain: dict[str, JSON] = json.loads(json.dumps(options, default=str))
     return plain
 
 

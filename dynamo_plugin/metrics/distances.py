@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import numpy as np
 import pandas as pd
 
-from dynamo_plugin.errors import (
-    CorruptBlock,
-    InvalidInput,
-    StoreExists,
-    StoreNotFound,
-    UnknownName,
-    UnsupportedFormat,
-    suggest,
-)
+from dynamo_plugin.errors import CorruptBlock, InvalidInput, UnknownName, suggest
 from dynamo_plugin.metrics import _figures
 from dynamo_plugin.metrics._checks import check_choice, check_count
+from dynamo_plugin.metrics._saving import read_document, write_document
 from dynamo_plugin.metrics._scaling import classical_scaling, stress_scaling
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import plotly.graph_objects as go
     import xarray as xr
     from numpy.typing import NDArray
@@ -35,8 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = ["PairwiseDistances"]
 
-FORMAT: Final = "dynamo-pairwise"
-VERSION: Final = 1
+_SQUARES: Final = ("values", "distances")
+_PLAIN: Final = (
+    "metric",
+    "kind",
+    "symmetric",
+    "is_metric",
+    "distance_rule",
+    "reference",
+    "population",
+)
 
 Linkage = Literal["single", "complete", "average", "weighted"]
 
@@ -331,36 +331,10 @@ class PairwiseDistances:
         StoreNotFound
             If there is no folder to write into.
         """
-        target = Path(path)
-        if target.exists() and not (overwrite and _is_ours(target)):
-            raise StoreExists(
-                f"There is something at {target}. Choose another place, or replace a comparison "
-                "with overwrite=True (--overwrite)."
-            )
-        if not target.absolute().parent.is_dir():
-            raise StoreNotFound(f"There is no folder {target.parent} to write {target.name} into.")
-        document = {
-            "format": FORMAT,
-            "version": VERSION,
-            "metric": self.metric,
-            "settings": dict(self.settings),
-            "kind": self.kind,
-            "symmetric": self.symmetric,
-            "is_metric": self.is_metric,
-            "distance_rule": self.distance_rule,
-            "reference": self.reference,
-            "population": self.population,
-            "ids": list(self.ids),
-            "values": self.values.tolist(),
-            "distances": self.distances.tolist(),
-        }
-        partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-        try:
-            partial.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return target
+        document = {name: getattr(self, name) for name in _PLAIN}
+        squares = {name: getattr(self, name).tolist() for name in _SQUARES}
+        ids = {"ids": list(self.ids), "settings": dict(self.settings)}
+        return write_document(path, document | ids | squares, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> PairwiseDistances:
@@ -375,45 +349,18 @@ class PairwiseDistances:
         CorruptBlock
             If it is damaged.
         """
-        source = Path(path)
-        if not source.is_file():
-            raise StoreNotFound(f"There is no comparison at {source}.")
-        if not _is_ours(source):
-            raise UnsupportedFormat(f"{source} is no comparison that PairwiseDistances.save wrote.")
+        document = read_document(path)
         try:
-            document = json.loads(source.read_text(encoding="utf-8"))
-            if document["version"] != VERSION:
-                raise UnsupportedFormat(
-                    f"{source} is of version {document['version']!r}, this release reads {VERSION}."
-                )
             ids = tuple(document["ids"])
-            squares = [
-                np.array(document[name], dtype=np.float64) for name in ("values", "distances")
-            ]
-            if any(square.shape != (len(ids), len(ids)) for square in squares):
+            squares: dict[str, Any] = {
+                name: _frozen(np.array(document[name], dtype=float)) for name in _SQUARES
+            }
+            if any(square.shape != (len(ids), len(ids)) for square in squares.values()):
                 raise ValueError("its tables do not have one row and column per model")
-            return cls(
-                ids,
-                _frozen(squares[0]),
-                _frozen(squares[1]),
-                *(
-                    document[name]
-                    for name in (
-                        "metric",
-                        "settings",
-                        "kind",
-                        "symmetric",
-                        "is_metric",
-                        "distance_rule",
-                        "reference",
-                        "population",
-                    )
-                ),
-            )
+            plain = {name: document[name] for name in (*_PLAIN, "settings")}
         except (ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UnsupportedFormat):
-                raise
-            raise CorruptBlock(f"{source} is damaged: {error}. Compare again.") from error
+            raise CorruptBlock(f"{path} is damaged: {error}. Compare again.") from error
+        return cls(ids=ids, **squares, **plain)
 
     def _place(self, model: str) -> int:
         if model not in self.ids:
@@ -427,12 +374,6 @@ class PairwiseDistances:
 
     def _title(self) -> str:
         return f"{self.metric} ({self.kind})"
-
-
-def _is_ours(path: Path) -> bool:
-    """Return whether a file begins as `save` lets it begin."""
-    with path.open("rb") as file:
-        return file.read(64).startswith(f'{{"format": "{FORMAT}"'.encode())
 
 
 def _frozen(square: NDArray[np.float64]) -> NDArray[np.float64]:

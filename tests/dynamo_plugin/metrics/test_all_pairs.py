@@ -76,7 +76,7 @@ def test_threads_and_executors_give_the_same_bits(population: Population, name: 
 def test_processes_give_the_same_bits(population: Population) -> None:
     options: dict[str, Any] = {"side": "first", "progress": False}
     serial = dp.pairwise(population, "pwcca", **options)
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as executor:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
         elsewhere = dp.pairwise(population, "pwcca", executor=executor, **options)
     assert np.array_equal(elsewhere.values, serial.values)
 

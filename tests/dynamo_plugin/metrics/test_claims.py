@@ -63,7 +63,7 @@ def of_pair(pair: object) -> str:
 
 
 @pytest.mark.parametrize(("configuration", "invariance"), CLAIMS, ids=of_pair)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=SEEDS)
 def test_claimed_invariances_hold(
     configuration: Configuration, invariance: Invariance, seed: int
@@ -88,7 +88,7 @@ def test_other_changes_are_seen(configuration: Configuration, invariance: Invari
 
 
 @every_metric
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=SEEDS)
 def test_order_matters_only_where_it_is_said_to(configuration: Configuration, seed: int) -> None:
     metric = make(configuration)
@@ -116,7 +116,7 @@ def test_a_network_is_like_itself_and_less_like_others(configuration: Configurat
 @pytest.mark.parametrize(
     "configuration", [c for c in CONFIGURATIONS if make(c).is_metric], ids=label
 )
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(seed=SEEDS, nearness=st.floats(0, 1))
 def test_the_triangle_inequality(configuration: Configuration, seed: int, nearness: float) -> None:
     metric = make(configuration)
