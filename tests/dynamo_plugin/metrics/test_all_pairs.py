@@ -3,7 +3,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -73,6 +73,30 @@ def test_threads_and_executors_give_the_same_bits(population: Population, name: 
     assert np.array_equal(pooled.values, serial.values)
 
 
+class Elsewhere(Executor):
+    """Sends everything as to another process, and forgets what this one keeps."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        sent = pickle.loads(pickle.dumps((fn, args, kwargs)))
+        kept = dict(_tiles._kept)
+        _tiles._kept.clear()
+        future.set_result(sent[0](*sent[1], **sent[2]))
+        _tiles._kept.clear()
+        _tiles._kept.update(kept)
+        return future
+
+
+@pytest.mark.parametrize("name", ["cka", "dsa", "disagreement"])
+def test_what_is_sent_elsewhere_gives_the_same_bits(population: Population, name: str) -> None:
+    options: dict[str, Any] = {"samples": list(range(11)), "progress": False}
+    serial = dp.pairwise(population, name, **options)
+    elsewhere = dp.pairwise(population, name, executor=Elsewhere(), **options)
+    assert np.array_equal(elsewhere.values, serial.values)
+    assert not _tiles._kept
+
+
+@pytest.mark.slow
 def test_processes_give_the_same_bits(population: Population) -> None:
     options: dict[str, Any] = {"side": "first", "progress": False}
     serial = dp.pairwise(population, "pwcca", **options)
