@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dynamo_plugin.metrics._states import Floats
+
 __all__ = ["best_residuals"]
 
-_ROUNDS = ((40, 5), (100, 2), (300, 1))
+_Real = TypeVar("_Real", bound="np.floating[Any]")
+
+_ROUNDS = ((60, 5), (100, 2), (300, 1))
 """Steps, and how many of the best go on to the next round."""
 _TOLERANCE = 1e-8  # norm of the gradient at which a step no longer matters
 _CACHED = 2**17  # bytes of one array of matrices that are worked on together
@@ -51,12 +55,14 @@ def best_residuals(
         ],
         axis=1,
     )
-    for steps, kept in _ROUNDS:
+    for number, (steps, kept) in enumerate(_ROUNDS, start=1):
         count = turns.shape[1]
+        # which start is best shows in float32 already
+        dtype = np.float64 if number == len(_ROUNDS) else np.float32
         climbed, overlaps = _climb(
-            np.repeat(first, count, axis=0),
-            np.repeat(second, count, axis=0),
-            turns.reshape(-1, size, size),
+            np.repeat(first, count, axis=0).astype(dtype),
+            np.repeat(second, count, axis=0).astype(dtype),
+            _orthonormal(turns.reshape(-1, size, size).astype(dtype)),
             steps,
         )
         best = np.argsort(-overlaps.reshape(pairs, count), axis=1)[:, :kept]
@@ -70,8 +76,8 @@ def best_residuals(
 
 
 def _climb(
-    left: NDArray[np.float64], right: NDArray[np.float64], turns: NDArray[np.float64], steps: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    left: Floats, right: Floats, turns: Floats, steps: int
+) -> tuple[Floats, NDArray[np.float64]]:
     """Return the best turns on the way of so many steps, and the overlaps <A, C B Cᵀ> there."""
     size = max(1, _CACHED // turns[0].nbytes)
     parts = [slice(start, start + size) for start in range(0, len(turns), size)]
@@ -83,8 +89,8 @@ def _climb(
 
 
 def _climb_part(
-    left: NDArray[np.float64], right: NDArray[np.float64], turns: NDArray[np.float64], steps: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    left: Floats, right: Floats, turns: Floats, steps: int
+) -> tuple[Floats, NDArray[np.float64]]:
     """Do so for few enough that they stay in the cache of the processor.
 
     Step lengths are those of Barzilai and Borwein 1988 (doi:10.1093/imanum/8.1.141). Everything is
@@ -93,7 +99,8 @@ def _climb_part(
     best, highest = turns.copy(), np.full(len(turns), -np.inf)
     places, top = np.arange(len(turns)), highest.copy()
     lengths = np.full(len(turns), 0.25)
-    before: NDArray[np.float64] | None = None
+    tolerance = max(_TOLERANCE, 10 * float(np.finfo(turns.dtype).eps))
+    before: Floats | None = None
     for _ in range(steps + 1):
         seen = turns @ right @ _t(turns)
         overlaps = _inner(left, seen)
@@ -110,32 +117,36 @@ def _climb_part(
             lengths = np.where(usable, across / np.where(usable, along, 1), 1.5 * lengths)
         lengths = np.where(overlaps < top - 0.1, 0.1, lengths)  # after a fall, a short step
         lengths = np.minimum(lengths, _LONGEST / np.maximum(norms, 1e-300))
-        moving = norms > _TOLERANCE
+        moving = norms > tolerance
         if not moving.all():
             places, top, lengths = places[moving], top[moving], lengths[moving]
             left, right, turns = left[moving], right[moving], turns[moving]
             gradient = gradient[moving]
             if not len(places):
                 break
-        turns = _orthonormal(_exponential(lengths[:, None, None] * gradient) @ turns)
+        steps_taken = lengths[:, None, None].astype(turns.dtype) * gradient
+        turns = _orthonormal(_exponential(steps_taken) @ turns)
         before = gradient
     return _orthonormal(_orthonormal(best)), highest
 
 
-def _exponential(skew: NDArray[np.float64]) -> NDArray[np.float64]:
+def _exponential(skew: Floats) -> Floats:
     """Return the matrix exponential of small matrices, to the fourth order."""
     square = skew @ skew
-    identity = np.eye(skew.shape[-1])
-    return identity + skew + square @ (identity / 2 + skew / 6 + square / 24)
+    identity = np.eye(skew.shape[-1], dtype=skew.dtype)
+    exponential: Floats = identity + skew + square @ (identity / 2 + skew / 6 + square / 24)
+    return exponential
 
 
-def _orthonormal(turns: NDArray[np.float64]) -> NDArray[np.float64]:
+def _orthonormal(turns: Floats) -> Floats:
     """Return matrices that are almost orthogonal with the error squared (Newton, Schulz)."""
-    return turns @ (1.5 * np.eye(turns.shape[-1]) - 0.5 * (_t(turns) @ turns))
+    identity = np.eye(turns.shape[-1], dtype=turns.dtype)
+    nearer: Floats = turns @ (1.5 * identity - 0.5 * (_t(turns) @ turns))
+    return nearer
 
 
-def _inner(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
-    products: NDArray[np.float64] = np.einsum("pij,pij->p", first, second)
+def _inner(first: Floats, second: Floats) -> NDArray[np.float64]:
+    products: NDArray[np.float64] = np.einsum("pij,pij->p", first, second).astype(np.float64)
     return products
 
 
@@ -198,5 +209,5 @@ def _co_square(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     return matrices @ _t(matrices)
 
 
-def _t(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+def _t(matrices: NDArray[_Real]) -> NDArray[_Real]:
     return matrices.swapaxes(-1, -2)
