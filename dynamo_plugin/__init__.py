@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         errors,
         losses,
         metamodels,
+        metrics,
         recording,
         registry,
         report,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from dynamo_plugin.analyses import analyse
     from dynamo_plugin.embedding import ModelEmbedding, fit, load_embedding
+    from dynamo_plugin.metrics import PairwiseDistances, metric, pairwise
     from dynamo_plugin.recording import (
         InspectReport,
         Reduction,
@@ -48,6 +50,7 @@ else:
     _ROOM_OF_NAME = {
         "InspectReport": "recording",
         "ModelEmbedding": "embedding",
+        "PairwiseDistances": "metrics",
         "Population": "store",
         "Reduction": "recording",
         "analyse": "analyses",
@@ -58,7 +61,9 @@ else:
         "join_populations": "store",
         "live_population": "recording",
         "load_embedding": "embedding",
+        "metric": "metrics",
         "open_population": "store",
+        "pairwise": "metrics",
         "plugins": "registry",
         "register_adapter": "recording",
         "verify_population": "store",
@@ -95,6 +100,7 @@ __all__ = [
     "DynamoError",
     "InspectReport",
     "ModelEmbedding",
+    "PairwiseDistances",
     "Population",
     "Reduction",
     "__version__",
@@ -111,7 +117,10 @@ __all__ = [
     "load_embedding",
     "losses",
     "metamodels",
+    "metric",
+    "metrics",
     "open_population",
+    "pairwise",
     "plugins",
     "recording",
     "register_adapter",

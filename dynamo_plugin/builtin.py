@@ -8,6 +8,7 @@ __all__ = [
     "dynamo_register_analyses",
     "dynamo_register_losses",
     "dynamo_register_meta_models",
+    "dynamo_register_metrics",
 ]
 
 
@@ -74,6 +75,76 @@ def dynamo_register_losses(register: Register) -> None:
         role="output",
         domain="real",
         summary="Squared distance of real outputs",
+    )
+
+
+@hookimpl
+def dynamo_register_metrics(register: Register) -> None:
+    """Register the comparisons of hidden states and of outputs."""
+    register(
+        "cka",
+        "dynamo_plugin.metrics:CKA",
+        summary="Centred kernel alignment, linear or RBF; biased, unbiased or debiased",
+    )
+    register(
+        "procrustes",
+        "dynamo_plugin.metrics:Procrustes",
+        summary="Distance after the best rotation",
+    )
+    register(
+        "shape",
+        "dynamo_plugin.metrics:ShapeMetric",
+        summary="Generalised shape metric: distance after partial whitening and rotation",
+    )
+    register(
+        "cca",
+        "dynamo_plugin.metrics:CCA",
+        summary="Mean canonical correlation",
+    )
+    register(
+        "cca_r2",
+        "dynamo_plugin.metrics:CCAR2",
+        summary="Mean squared canonical correlation",
+    )
+    register(
+        "svcca",
+        "dynamo_plugin.metrics:SVCCA",
+        summary="Mean canonical correlation of leading directions",
+    )
+    register(
+        "pwcca",
+        "dynamo_plugin.metrics:PWCCA",
+        summary="Projection-weighted canonical correlation",
+    )
+    register(
+        "rsa",
+        "dynamo_plugin.metrics:RSA",
+        summary="Agreement of the dissimilarities between samples",
+    )
+    register(
+        "predictivity",
+        "dynamo_plugin.metrics:Predictivity",
+        summary="Cross-validated R2 of a ridge regression between states",
+    )
+    register(
+        "neighbours",
+        "dynamo_plugin.metrics:NeighbourOverlap",
+        summary="Jaccard overlap of the nearest neighbours of samples",
+    )
+    register(
+        "dsa",
+        "dynamo_plugin.metrics:DSA",
+        summary="Dynamical similarity analysis: linear maps from step to step, up to a rotation",
+    )
+    register(
+        "disagreement",
+        "dynamo_plugin.metrics:Disagreement",
+        summary="Share of samples that get different answers",
+    )
+    register(
+        "jensen_shannon",
+        "dynamo_plugin.metrics:JensenShannon",
+        summary="Jensen-Shannon distance of class probabilities",
     )
 
 

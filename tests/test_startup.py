@@ -76,6 +76,8 @@ def test_importing_is_cheap(module: str) -> None:
                 "verify",
                 "fit",
                 "analyse",
+                "compare",
+                "pairwise",
                 "report",
             )
         ),
@@ -96,6 +98,7 @@ def test_public_names_resolve_where_they_are_defined() -> None:
     assert dp.open_population.__module__.startswith("dynamo_plugin.store")
     assert dp.fit.__module__.startswith("dynamo_plugin.embedding")
     assert dp.analyse.__module__.startswith("dynamo_plugin.analyses")
+    assert dp.pairwise.__module__.startswith("dynamo_plugin.metrics")
     assert dp.write_report.__module__.startswith("dynamo_plugin.report")
     assert dp.errors is dynamo_plugin.errors
 

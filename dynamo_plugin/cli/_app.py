@@ -16,8 +16,10 @@ from typer.core import TyperGroup
 from dynamo_plugin.cli import (
     analyse,
     capture,
+    compare,
     fit,
     inspect,
+    pairwise,
     plugins,
     quickstart,
     repair,
@@ -37,6 +39,8 @@ _COMMANDS: Final[dict[str, Callable[..., None]]] = {
     "repair": repair.command,
     "fit": fit.command,
     "analyse": analyse.command,
+    "compare": compare.command,
+    "pairwise": pairwise.command,
     "report": report.command,
     "plugins": plugins.command,
 }

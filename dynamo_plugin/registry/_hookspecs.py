@@ -67,7 +67,7 @@ def dynamo_register_losses(register: Register) -> None:
 
 @_hookspec
 def dynamo_register_metrics(register: Register) -> None:
-    """Register comparisons of two sets of hidden states."""
+    """Register classes that derive from `dynamo_plugin.registry.interfaces.Metric`."""
 
 
 @_hookspec

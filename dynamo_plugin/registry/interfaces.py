@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from dynamo_plugin.registry.fingerprint import model_hash
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
     import plotly.graph_objects as go
+    from numpy.typing import ArrayLike, NDArray
 
     from dynamo_plugin.types import (
         JSON,
@@ -28,7 +30,14 @@ if TYPE_CHECKING:
         TrajectorySpec,
     )
 
-__all__ = ["Adapter", "AnalysisResult", "Loss", "MetaModel"]
+__all__ = ["Adapter", "AnalysisResult", "Invariance", "Loss", "MetaModel", "Metric"]
+
+Invariance: TypeAlias = Literal["affine", "orthogonal", "permutation", "scaling", "translation"]
+"""What may be done to the units of one of two sets of states and leave their comparison as it is:
+an invertible linear map, a rotation or reflection, another order of the units, one positive factor,
+an offset per unit. `affine` brings `orthogonal`, `permutation` and `scaling` with it."""
+
+Prepared = TypeVar("Prepared")
 
 
 class Adapter(abc.ABC):
@@ -164,6 +173,121 @@ class Loss(Protocol):
         Tensor
             (...): the mean over the entries that count.
         """
+
+
+class Metric(abc.ABC, Generic[Prepared]):
+    """Compares what two networks compute on the same samples.
+
+    A frozen dataclass whose fields are the options. `prepare` is called once per network,
+    `compare` once per pair. Nothing that is passed in is changed.
+    """
+
+    kind: ClassVar[Literal["distance", "similarity"]]
+    """Whether alike networks have small values or large ones."""
+    reference: ClassVar[str]
+    """Paper and DOI."""
+    reads: ClassVar[Literal["states", "trials", "outputs"]] = "states"
+    """What `prepare` takes: (sample, unit) states, (trial, time, unit) states, or (sample, class)
+    outputs."""
+
+    @property
+    @abc.abstractmethod
+    def invariances(self) -> frozenset[Invariance]:
+        """What either set of states may undergo without a change of the value."""
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether distances (of a similarity: what `to_distances` gives) keep the triangle
+        inequality.
+        """
+        return False
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether the order of the two networks does not matter."""
+        return True
+
+    @property
+    def value_of_itself(self) -> float | None:
+        """What a network compared with itself has; None where that depends on the network."""
+        return 0.0 if self.kind == "distance" else 1.0
+
+    @property
+    def distance_rule(self) -> str:
+        """How values become distances, for people."""
+        return "value" if self.kind == "distance" else "max(1 - value, 0)"
+
+    @abc.abstractmethod
+    def prepare(self, states: ArrayLike) -> Prepared:
+        """Compute what depends on one network alone.
+
+        Raises
+        ------
+        InvalidInput
+            If the states cannot be compared: too few samples, not finite, no variance.
+        """
+
+    @abc.abstractmethod
+    def compare(self, first: Prepared, second: Prepared) -> float:
+        """Compare two networks.
+
+        Raises
+        ------
+        InvalidInput
+            If they were prepared from different numbers of samples.
+        """
+
+    def compare_many(
+        self, first: Sequence[Prepared], second: Sequence[Prepared] | None = None
+    ) -> NDArray[np.float64]:
+        """Compare every network of one sequence with every one of another.
+
+        Metrics override this where many pairs at once are faster than one after the other.
+
+        Parameters
+        ----------
+        first
+            Prepared networks.
+        second
+            Others; by default the first once more, of which each pair is compared once where the
+            metric is symmetric.
+
+        Returns
+        -------
+        ndarray
+            (first, second).
+
+        Raises
+        ------
+        InvalidInput
+            As `compare`.
+        """
+        if second is not None:
+            return np.array([[self.compare(a, b) for b in second] for a in first]).reshape(
+                len(first), len(second)
+            )
+        values = np.empty((len(first), len(first)))
+        for i, a in enumerate(first):
+            known = self.value_of_itself
+            values[i, i] = self.compare(a, a) if known is None else known
+            for j, b in enumerate(first[:i]):
+                values[j, i] = self.compare(b, a)
+                values[i, j] = values[j, i] if self.symmetric else self.compare(a, b)
+        return values
+
+    def to_distances(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return values as distances, by `distance_rule`."""
+        return values.copy() if self.kind == "distance" else np.maximum(1 - values, 0)
+
+    def __call__(self, first: ArrayLike, second: ArrayLike) -> float:
+        """Compare two sets of states: (sample, unit) arrays, or what `reads` says.
+
+        Raises
+        ------
+        InvalidInput
+            As `prepare` and `compare`.
+        """
+        return self.compare(self.prepare(first), self.prepare(second))
 
 
 class AnalysisResult(Protocol):

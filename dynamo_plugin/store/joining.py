@@ -64,6 +64,9 @@ class _JoinedPopulation(Population):
         self._parts = parts
         self._owners = owners
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._parts, self._owners)
+
     @property
     def parts(self) -> tuple[Population, ...]:
         return tuple(self._parts)

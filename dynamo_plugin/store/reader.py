@@ -112,6 +112,11 @@ class Population:
             f"{inputs.rows} rows)"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Describe it for another process, which reads everything anew."""
+        inputs = InputsReader(self._location, self._inputs.header)
+        return type(self), (self._location, self._root, inputs, self._models)
+
     @property
     def location(self) -> str:
         """Where the population lies."""
@@ -181,6 +186,11 @@ class Population:
             They are not what was written.
         """
         return self._inputs.inputs
+
+    @property
+    def inputs_hash(self) -> str:
+        """Hash of the inputs, as the population states it: nothing is read."""
+        return self._root.inputs_hash
 
     @property
     def offsets(self) -> NDArray[np.int64]:

@@ -19,6 +19,7 @@ def test_the_built_ins_are_all_there() -> None:
     assert "gru" in REGISTRY.names("meta_model")
     assert {"l2", "l1", "kl", "mse"} <= set(REGISTRY.names("loss"))
     assert {"fidelity", "components", "clusters", "average"} <= set(REGISTRY.names("analysis"))
+    assert {"cka", "procrustes", "svcca", "rsa", "dsa"} <= set(REGISTRY.names("metric"))
     assert "torch_recurrent" in REGISTRY.names("adapter")
 
 
@@ -26,12 +27,13 @@ def test_the_built_ins_are_all_there() -> None:
     ("kind", "name"), [(item.kind, item.name) for item in REGISTRY.registrations()]
 )
 def test_every_built_in_loads_and_keeps_its_contract(kind: str, name: str) -> None:
-    from dynamo_plugin.registry.interfaces import Adapter, MetaModel
+    from dynamo_plugin.registry.interfaces import Adapter, MetaModel, Metric
 
     target = REGISTRY.load(kind, name)
     assert REGISTRY.registration(kind, name).attributes["summary"]
-    if kind in ("adapter", "meta_model"):
-        assert issubclass(target, Adapter if kind == "adapter" else MetaModel)
+    bases: dict[str, type] = {"adapter": Adapter, "meta_model": MetaModel, "metric": Metric}
+    if kind in bases:
+        assert issubclass(target, bases[kind])
         assert not inspect.isabstract(target)
     elif kind == "loss":
         assert list(inspect.signature(target).parameters) == ["prediction", "target", "mask"]
