@@ -24,7 +24,7 @@ from separation_populations import POPULATIONS, open_or_make
 import dynamo_plugin as dp
 from dynamo_plugin.training import PRESETS
 
-STEPS = (35, 50, 70, 140, 280, 560, 1120)
+STEPS = (35, 50, 70, 140, 280, 400, 560, 800, 1120)
 
 BATCH_SIZE = 8
 

@@ -20,6 +20,9 @@ __all__ = ["Readings"]
 ROWS_PER_FEATURE = 8
 """Outputs that a readout is fitted to, of all models together, for each number that it has."""
 
+ALIKE = 8
+"""Steps of a sequence resemble each other: so many of them count as one output."""
+
 VALIDATION = 5
 """One of so many samples says when the fit of a readout stops."""
 
@@ -84,7 +87,7 @@ class Readings:
         dims = 1 + min(self._objective.thetas.shape[1], models - 1)
         for output, readout in zip(self._outputs, self._readouts, strict=True):
             rows = -(-ROWS_PER_FEATURE * (readout.in_features + 1) * dims // models)
-            each = lengths if output.axis == "time" else torch.ones_like(lengths)
+            each = lengths / ALIKE if output.axis == "time" else torch.ones_like(lengths)
             most = max(most, int((each.cumsum(0) < rows).sum()) + 1)
         return min(most, len(samples))
 
