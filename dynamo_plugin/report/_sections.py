@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from dynamo_plugin.report._html import Cell, facts, number, paragraph, plot, section, table
 
 if TYPE_CHECKING:
-    from dynamo_plugin.analyses import AverageResult, ClustersResult
+    from dynamo_plugin.analyses import AverageResult, ClustersResult, ComponentsResult
     from dynamo_plugin.report._findings import Findings
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
 ]
 
 SIGNIFICANT = 0.05
+
+_ESTIMATE = ("value", "low", "high")
 
 MOST_IN_MAP = 600
 """Models up to which the map of distances is drawn."""
@@ -129,7 +133,32 @@ def embedding_section(findings: Findings) -> str:
         plot("scatter", label="First two principal components of θ", tall=True),
         shown,
         "</div>",
+        _dimensions(findings.components),
         lead=lead,
+    )
+
+
+def _dimensions(found: ComponentsResult) -> str:
+    names = {
+        "participation_ratio": "participation ratio",
+        "two_nn": "intrinsic dimension, two-NN",
+        "mle": "intrinsic dimension, maximum likelihood",
+    }
+    several = found.dimensions["of"].nunique() > 1
+    rows = []
+    for row in found.dimensions.to_dict(orient="records"):
+        value, low, high = (None if pd.isna(row[key]) else row[key] for key in _ESTIMATE)
+        cells = [
+            Cell(names[row["estimator"]], note=f"{row['of']} dimensions" if several else ""),
+            Cell(number(value, digits=2), value=value),
+            Cell("-" if low is None else f"{number(low, digits=2)} to {number(high, digits=2)}"),
+            Cell(f"{row['networks']:,}", value=float(row["networks"])),
+        ]
+        rows.append([*cells, Cell(row["note"])])
+    return table(
+        ["how many dimensions θ fills", "estimate", "95 % confidence", "networks", "note"],
+        rows,
+        caption="Dimensions that the thetas fill",
     )
 
 

@@ -85,6 +85,15 @@ def test_figures_in_the_page_are_those_of_the_analyses(page: str, hostile: Model
     assert f">{silhouette:.3f} <" in shown
 
 
+def test_the_dimensions_of_theta_are_shown(page: str, hostile: ModelEmbedding) -> None:
+    shown = html.unescape(without_scripts(page))
+    variances = np.linalg.eigvalsh(np.cov(hostile.thetas.double().numpy().T))
+    ratio = variances.sum() ** 2 / (variances**2).sum()
+    found = re.search(r'participation ratio.*?data-value="([^"]*)"', shown)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(ratio, rel=1e-6)
+
+
 def test_labels_choose_colours_and_groups(hostile: ModelEmbedding, tmp_path: Path) -> None:
     path = dp.write_report(hostile, tmp_path / "report.html", labels="<u>size</u>")
     page = path.read_text(encoding="utf-8")
@@ -98,6 +107,7 @@ def test_what_does_not_apply_says_why(embed: Embed, tmp_path: Path) -> None:
     shown = html.unescape(without_scripts(path.read_text(encoding="utf-8")))
     assert "there are no targets" in shown
     assert "at least 3 models" in shown
+    assert "at least 10 networks at distinct places" in shown
     assert "no metadata" in shown
 
 
