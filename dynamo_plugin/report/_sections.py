@@ -230,10 +230,10 @@ def clusters_section(findings: Findings) -> str:
             )
         )
     if findings.labelled:
-        headers = ["labels", "values", "silhouette", "nearest neighbour", "k-means, adj. Rand"]
+        headers = ["labels", "values", "silhouette", "nearest neighbour", "nearest centroid"]
         body.append(
             table(
-                [*headers, "relabellings"],
+                [*headers, "k-means, adj. Rand", "relabellings"],
                 [_label_row(name, result) for name, result in findings.labelled.items()],
                 caption="Agreement of θ with the metadata",
             )
@@ -243,8 +243,9 @@ def clusters_section(findings: Findings) -> str:
                 "p is the share of relabellings of the models that do at least as well; it is not "
                 "corrected for the number of columns. Silhouette: from -1 to 1, above 0 if models "
                 "of one label lie together. Nearest neighbour: share of models whose nearest model "
-                "has their label. Adjusted Rand index: 1 if k-means clusters are the labels, 0 by "
-                "chance.",
+                "has their label; nearest centroid: share whose nearest mean of a label, of the "
+                "other models, is that of their own. Adjusted Rand index: 1 if k-means clusters "
+                "are the labels, 0 by chance.",
                 style="small",
             )
         )
@@ -265,7 +266,12 @@ def _label_row(name: str, result: ClustersResult) -> list[Cell]:
     values = result.assignments["label"].nunique()
     figures: dict[str, Any] = result.summary()
     cells = [Cell(name), Cell(str(values), value=float(values))]
-    for statistic in ("label_silhouette", "neighbour_accuracy", "adjusted_rand"):
+    for statistic in (
+        "label_silhouette",
+        "neighbour_accuracy",
+        "centroid_accuracy",
+        "adjusted_rand",
+    ):
         value, p_value = figures[statistic], figures[f"{statistic}_p"]
         cells.append(
             Cell(
