@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dynamo_plugin.report._attribution_section import SIGNIFICANT
 from dynamo_plugin.report._html import Cell, facts, number, paragraph, plot, section, table
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ __all__ = [
     "title_of",
     "training_section",
 ]
-
-SIGNIFICANT = 0.05
 
 _ESTIMATE = ("value", "low", "high")
 
