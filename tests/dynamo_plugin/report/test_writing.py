@@ -48,6 +48,15 @@ def test_every_section_is_there(page: str) -> None:
     assert "<h1>toy &amp; &lt;i&gt;</h1>" in shown
 
 
+def test_every_plot_has_its_data_and_is_drawn(page: str) -> None:
+    script = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)[-1]
+    places = re.findall(r'<div id="([^"]*)" class="canvas"', page)
+    assert len(places) == 8
+    for name in places:
+        assert f'id="{name}-data"' in page
+        assert f'"{name}"' in script
+
+
 def test_names_are_text(page: str, hostile: ModelEmbedding) -> None:
     assert "onerror=alert" in page
     assert "<img" not in page.replace("<img>", "").split("<script>", maxsplit=1)[0]
