@@ -159,12 +159,17 @@ def dynamo_register_analyses(register: Register) -> None:
     register(
         "components",
         "dynamo_plugin.analyses:components",
-        summary="Principal components of the thetas and their explained variance",
+        summary="Principal components of the thetas, and how many dimensions they fill",
     )
     register(
         "clusters",
         "dynamo_plugin.analyses:clusters",
-        summary="k-means, silhouette and nearest neighbours against labels",
+        summary="Clusters by four methods, and their agreement with labels",
+    )
+    register(
+        "attribution",
+        "dynamo_plugin.analyses:attribution",
+        summary="Which columns of the metadata explain the thetas, with permutation tests",
     )
     register(
         "average",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text
+from dynamo_plugin.analyses.attribution import AttributionResult, attribution
 from dynamo_plugin.analyses.average import AverageResult, average
 from dynamo_plugin.analyses.clusters import ClustersResult, clusters
 from dynamo_plugin.analyses.components import ComponentsResult, components
@@ -11,6 +12,7 @@ from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.run import analyse
 
 __all__ = [
+    "AttributionResult",
     "AverageResult",
     "ClustersResult",
     "ComponentsResult",
@@ -18,6 +20,7 @@ __all__ = [
     "Labels",
     "TableResult",
     "analyse",
+    "attribution",
     "average",
     "clusters",
     "components",

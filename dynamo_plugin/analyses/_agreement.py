@@ -9,7 +9,14 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["adjusted_rand", "nearest_neighbours", "neighbour_accuracy", "one_hot", "silhouette"]
+__all__ = [
+    "adjusted_rand",
+    "centroid_accuracy",
+    "nearest_neighbours",
+    "neighbour_accuracy",
+    "one_hot",
+    "silhouette",
+]
 
 
 def one_hot(codes: NDArray[np.int64], values: int) -> NDArray[np.float64]:
@@ -77,6 +84,41 @@ def neighbour_accuracy(
         (labelling,) from 0 to 1.
     """
     accuracy: NDArray[np.float64] = ((neighbours @ members) * members).sum(-1).mean(-1)
+    return accuracy
+
+
+def centroid_accuracy(
+    squared: NDArray[np.float64], members: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Leave-one-out accuracy of the nearest centroid of every labelling.
+
+    A point is left out of the centroid of its own label; ties are shared out. A point that is
+    alone with its label counts as wrong. Centroids need no coordinates: the squared distance from
+    a point to the centroid of n points is the mean of its squared distances to them, less the sum
+    of theirs over all pairs by n^2.
+
+    Parameters
+    ----------
+    squared
+        (point, point) squared Euclidean distances.
+    members
+        (labelling, point, value) indicators; every value has a point.
+
+    Returns
+    -------
+    ndarray
+        (labelling,) from 0 to 1.
+    """
+    sums = squared @ members
+    pairs = (sums * members).sum(1, keepdims=True) / 2
+    left = members.sum(1, keepdims=True) - members
+    among = pairs - sums * members
+    count = np.maximum(left, 1)
+    to_centroids = np.where(left > 0, sums / count - among / count**2, np.inf)
+    smallest = to_centroids.min(-1, keepdims=True)
+    nearest = to_centroids <= smallest + 1e-12 * max(float(squared.max()), 1e-300)
+    right = (nearest * members).sum(-1) / nearest.sum(-1)
+    accuracy: NDArray[np.float64] = right.mean(-1)
     return accuracy
 
 

@@ -30,12 +30,36 @@ class PermutationTest:
     """(statistic,)."""
     p_values: NDArray[np.float64]
     """(statistic,): share of the labellings whose statistic is at least as large."""
-    null_means: NDArray[np.float64]
-    """(statistic,): mean over the labellings."""
-    labellings: int
-    """How many labellings were looked at."""
+    null: NDArray[np.float64]
+    """(statistic, labelling): the statistics of the relabelled points."""
     exact: bool
-    """Whether those are all there are."""
+    """Whether the labellings are all there are."""
+
+    @property
+    def labellings(self) -> int:
+        """How many labellings were looked at."""
+        return len(self.null[0])
+
+    @property
+    def null_means(self) -> NDArray[np.float64]:
+        """(statistic,): mean over the labellings."""
+        means: NDArray[np.float64] = self.null.mean(1)
+        return means
+
+    @property
+    def null_stds(self) -> NDArray[np.float64]:
+        """(statistic,): standard deviation over the labellings."""
+        stds: NDArray[np.float64] = self.null.std(1)
+        return stds
+
+    @property
+    def family_p_values(self) -> NDArray[np.float64]:
+        """(statistic,): share of the labellings whose largest statistic is at least as large.
+
+        For statistics on one scale these control the chance of a single false finding among them
+        (Westfall and Young 1993, Resampling-based Multiple Testing, Wiley).
+        """
+        return _share(self.observed, self.null.max(0, keepdims=True), exact=self.exact)
 
 
 def count_labellings(counts: NDArray[np.int64]) -> int:
@@ -57,6 +81,7 @@ def permutation_test(
     permutations: int,
     max_exact: int,
     seed: int,
+    width: int | None = None,
 ) -> PermutationTest:
     """Test whether statistics of labelled points are larger than chance (Fisher 1935; Phipson and
     Smyth 2010, doi:10.2202/1544-6115.1585, for the Monte Carlo p-value).
@@ -77,25 +102,30 @@ def permutation_test(
         Largest number of labellings that is enumerated.
     seed
         Of the draws.
+    width
+        Numbers per labelled point that the statistics work on; by default one per value.
     """
     counts = np.bincount(codes)
-    batch = max(BATCH_ENTRIES // (len(codes) * len(counts)), 1)
-    ways = count_labellings(counts)
-    exact = ways <= max_exact
+    batch = max(BATCH_ENTRIES // (len(codes) * (width or len(counts))), 1)
+    exact = count_labellings(counts) <= max_exact
     draws = (
         _enumerate(counts, batch)
         if exact
         else _shuffle(codes, permutations, batch, np.random.default_rng(seed))
     )
     observed = statistics(codes[None])[:, 0]
-    reached, total = np.zeros(len(observed)), np.zeros(len(observed))
-    for labellings in draws:
-        values = statistics(labellings)
-        reached += (values >= observed[:, None] - ROUNDING).sum(1)
-        total += values.sum(1)
-    looked = ways if exact else permutations
-    p_values = reached / ways if exact else (1 + reached) / (1 + permutations)
-    return PermutationTest(observed, p_values, total / looked, looked, exact)
+    null = np.concatenate([statistics(labellings) for labellings in draws], axis=1)
+    return PermutationTest(observed, _share(observed, null, exact=exact), null, exact)
+
+
+def _share(
+    observed: NDArray[np.float64], null: NDArray[np.float64], *, exact: bool
+) -> NDArray[np.float64]:
+    reached = (null >= observed[:, None] - ROUNDING).sum(1)
+    # The given labelling is among all that there are, and counts beside those that are drawn.
+    added = 0 if exact else 1
+    shares: NDArray[np.float64] = (added + reached) / (added + null.shape[1])
+    return shares
 
 
 def _shuffle(

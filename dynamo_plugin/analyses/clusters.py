@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import pandas as pd
-from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from dynamo_plugin.analyses._agreement import (
     adjusted_rand,
+    centroid_accuracy,
     nearest_neighbours,
     neighbour_accuracy,
     one_hot,
     silhouette,
 )
+from dynamo_plugin.analyses._clustering import (
+    CRITERIA,
+    METHODS,
+    Criterion,
+    Method,
+    Partition,
+    find_partition,
+)
+from dynamo_plugin.analyses._coordinates import Distance, model_coordinates
 from dynamo_plugin.analyses._permutation import permutation_test
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
 from dynamo_plugin.analyses.labels import Labels, LabelSource, read_labels
@@ -32,36 +40,46 @@ if TYPE_CHECKING:
 
 __all__ = ["ClustersResult", "clusters"]
 
-MOST_CLUSTERS = 8
-"""Largest number of clusters tried where none is given."""
+LEFT_OUT = 100
+"""Plotly's open circle, the symbol of models that are in no cluster."""
 
-STATISTICS = ("label_silhouette", "neighbour_accuracy", "adjusted_rand")
+STATISTICS = ("label_silhouette", "neighbour_accuracy", "centroid_accuracy", "adjusted_rand")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClustersResult(TableResult):
-    """k-means clusters of the models, and their agreement with labels; made by `clusters`.
+    """Clusters of the models, and their agreement with labels; made by `clusters`.
 
     The table has one row per statistic: `statistic`, `value`, `p_value`, `null_mean` (the mean
-    over relabellings), of which the last two are missing for `kmeans_silhouette`, which is not
-    about labels. With labels there are also `label_silhouette`, `neighbour_accuracy` and
-    `adjusted_rand`.
+    over relabellings), of which the last two are missing for the silhouette of the clusters,
+    `kmeans_silhouette` or of another method, which is not about labels. With labels there are also
+    `label_silhouette`, `neighbour_accuracy`, `centroid_accuracy` and `adjusted_rand`.
     """
 
     assignments: pd.DataFrame
-    """One row per model: `model`, `cluster` (from 1), and `label` where there are labels."""
+    """One row per model: `model`, `cluster` (from 1; 0 for models that HDBSCAN leaves out), and
+    `label` where there are labels."""
     coordinates: NDArray[np.float64]
     """(model, dimension): the points that were clustered, thetas for the theta distance."""
     clusters: int
-    """Number of k-means clusters."""
+    """Number of clusters."""
     labels_name: str | None
     """What the labels are; None without labels."""
     labellings: int
     """Relabellings looked at for the p-values; 0 without labels."""
     exact: bool
     """Whether those are all relabellings that there are."""
-    distance: Literal["theta", "functional"]
+    distance: Distance
     """Which distance between models was used."""
+    method: Method
+    """What made the clusters."""
+    chosen_by: Criterion | None
+    """What chose their number; None if it was given, by the labels too, or the method finds it."""
+    selection: pd.DataFrame
+    """One row per number of clusters tried: `clusters`, `score`, `error`. The best score is the
+    largest silhouette, the smallest BIC, the first gap not below the next less the next's error."""
+    note: str
+    """Why the silhouette of the clusters is missing; empty if it is not."""
     name: ClassVar[str] = "clusters"
 
     def summary(self) -> dict[str, JSON]:
@@ -80,6 +98,9 @@ class ClustersResult(TableResult):
                 "clusters": self.clusters,
                 "labels": self.labels_name,
                 "distance": self.distance,
+                "method": self.method,
+                "chosen_by": self.chosen_by,
+                "note": self.note,
                 **values,
                 **p_values,
                 "labellings": self.labellings,
@@ -97,6 +118,7 @@ class ClustersResult(TableResult):
         plane = PCA(n_components=min(2, *self.coordinates.shape)).fit_transform(self.coordinates)
         second = plane[:, 1] if plane.shape[1] > 1 else np.zeros(len(plane))
         cluster = self.assignments["cluster"].to_numpy()
+        symbols = np.where(cluster > 0, cluster - 1, LEFT_OUT)
         by = self.assignments["label" if self.labels_name is not None else "cluster"].astype(str)
         figure = go.Figure()
         for value in by.unique():
@@ -109,7 +131,7 @@ class ClustersResult(TableResult):
                     text=[plot_text(m) for m in self.assignments["model"][shown]],
                     customdata=cluster[shown],
                     mode="markers",
-                    marker={"size": 10, "symbol": (cluster[shown] - 1).tolist()},
+                    marker={"size": 10, "symbol": symbols[shown].tolist()},
                     hovertemplate="%{text}<br>%{fullData.name}, cluster %{customdata}"
                     "<extra></extra>",
                 )
@@ -130,16 +152,18 @@ def clusters(
     permutations: int = 999,
     max_exact: int = 20_000,
     seed: int = 0,
-    distance: Literal["theta", "functional"] = "theta",
+    distance: Distance = "theta",
+    method: Method = "kmeans",
+    choose_by: Criterion | None = None,
 ) -> ClustersResult:
-    """Cluster the models with k-means and compare the clusters with labels.
+    """Cluster the models and compare the clusters with labels.
 
-    k-means (Lloyd 1982, doi:10.1109/TIT.1982.1056489) from ten k-means++ starts; the silhouette
-    (Rousseeuw 1987, doi:10.1016/0377-0427(87)90125-7) of its clusters and, against labels, the
-    silhouette of the labels, the leave-one-out accuracy of the nearest neighbour, and the adjusted
-    Rand index of clusters and labels (Hubert and Arabie 1985, doi:10.1007/BF01908075). Each of the
-    three has a one-sided p-value from permuted labels: over all distinct relabellings if there are
-    at most `max_exact`, otherwise (1 + number at least as large) / (1 + permutations).
+    The silhouette (Rousseeuw 1987, doi:10.1016/0377-0427(87)90125-7) of the clusters and, against
+    labels, the silhouette of the labels, the leave-one-out accuracies of the nearest neighbour and
+    of the nearest centroid, and the adjusted Rand index of clusters and labels (Hubert and Arabie
+    1985, doi:10.1007/BF01908075). Each of the four has a one-sided p-value from permuted labels:
+    over all distinct relabellings if there are at most `max_exact`, otherwise (1 + number at least
+    as large) / (1 + permutations).
 
     Parameters
     ----------
@@ -149,18 +173,30 @@ def clusters(
         A metadata column, a mapping from model id to label, or one label per model. A label that a
         single model has counts with a silhouette of 0 and can have no neighbour of its own.
     clusters
-        Number of clusters. By default that of the label values; without labels, the number from 2
-        to 8 whose clusters have the largest silhouette.
+        Number of clusters; HDBSCAN finds its own. By default that of the label values, unless
+        `choose_by` is given; without labels, a number up to 8 that `choose_by` chooses.
     permutations
         Random relabellings.
     max_exact
         Largest number of relabellings that is enumerated; 0 never enumerates.
     seed
-        Of k-means and of the relabellings.
+        Of the clusters and of the relabellings.
     distance
         `theta`: thetas as they are. `functional`: models are placed so that their distances are
         those of `embedding.distances("functional")` (classical scaling, Torgerson 1952,
         doi:10.1007/BF02288916).
+    method
+        `kmeans` (Lloyd 1982, doi:10.1109/TIT.1982.1056489), from ten k-means++ starts.
+        `gaussian_mixture`: one covariance for all components, fitted on as many principal
+        components as hold 95 % of the variance, at most one for every 8 models. `hdbscan`
+        (Campello et al. 2013, doi:10.1007/978-3-642-37456-2_14): clusters of at least 5 models, or
+        a quarter of them if that is less; models in no dense place are left out, and stand apart
+        in the adjusted Rand index. `agglomerative`: Ward 1963, doi:10.1080/01621459.1963.10500845.
+    choose_by
+        What chooses the number of clusters. `silhouette`: the largest, from 2. `bic` (Schwarz 1978,
+        doi:10.1214/aos/1176344136), for mixtures and their default, and `gap` (Tibshirani et al.
+        2001, doi:10.1111/1467-9868.00293): from 1, so that they can say there are no clusters. With
+        few models BIC may still see two where there is no gap.
 
     Returns
     -------
@@ -171,8 +207,8 @@ def clusters(
     UnknownName
         If there is no such metadata column or model.
     InvalidInput
-        If there are too few models, labels are missing, all equal or all different, or thetas have
-        fewer distinct values than there should be clusters.
+        If there are too few models, labels are missing, all equal or all different, thetas have
+        fewer distinct values than there should be clusters, or options do not go together.
     """
     models = len(embedding.ids)
     if models < 3:
@@ -182,30 +218,29 @@ def clusters(
             "permutations must be at least 1 and max_exact at least 0, got "
             f"{permutations} and {max_exact}."
         )
-    if distance not in ("theta", "functional"):
-        raise InvalidInput(f"distance must be 'theta' or 'functional', got {distance!r}.")
+    _check_method(method, clusters, choose_by)
     found = None if labels is None else _checked_labels(embedding, labels)
-    distances = embedding.distances(distance).to_numpy()
-    coordinates = (
-        embedding.thetas.double().numpy() if distance == "theta" else _classical_scaling(distances)
-    )
-    if clusters is None and found is not None:
+    coordinates, distances = model_coordinates(embedding, distance)
+    if clusters is None and choose_by is None and found is not None and CRITERIA[method]:
         clusters = len(found.values)
-    assigned = _k_means(coordinates, distances, clusters, seed)
-    in_clusters = one_hot(assigned[None], int(assigned.max()) + 1)
+    partition = find_partition(
+        coordinates,
+        distances,
+        method=method,
+        clusters=clusters,
+        choose_by=choose_by,
+        seed=seed,
+    )
+    value, note = _silhouette(distances, partition)
     rows = [
-        {
-            "statistic": "kmeans_silhouette",
-            "value": float(silhouette(distances, in_clusters)[0]),
-            "p_value": None,
-            "null_mean": None,
-        }
+        {"statistic": f"{method}_silhouette", "value": value, "p_value": None, "null_mean": None}
     ]
-    assignments = {"model": list(embedding.ids), "cluster": (assigned + 1).tolist()}
+    assignments = {"model": list(embedding.ids), "cluster": (partition.codes + 1).tolist()}
     labellings, exact = 0, False
     if found is not None:
         assignments["label"] = list(found.of_models)
         neighbours, values = nearest_neighbours(distances), len(found.values)
+        squared, in_clusters = distances**2, partition.members
 
         def statistics(codes: NDArray[np.int64]) -> NDArray[np.float64]:
             members = one_hot(codes, values)
@@ -213,7 +248,8 @@ def clusters(
                 [
                     silhouette(distances, members),
                     neighbour_accuracy(neighbours, members),
-                    adjusted_rand(in_clusters[0], members),
+                    centroid_accuracy(squared, members),
+                    adjusted_rand(in_clusters, members),
                 ]
             )
 
@@ -231,17 +267,51 @@ def clusters(
                 strict=True,
             )
         ]
-    table = pd.DataFrame(rows).astype({"p_value": "Float64", "null_mean": "Float64"})
+    table = pd.DataFrame(rows).astype(dict.fromkeys(("value", "p_value", "null_mean"), "Float64"))
     return ClustersResult(
         table,
         pd.DataFrame(assignments),
         coordinates,
-        int(assigned.max()) + 1,
+        partition.count,
         None if found is None else found.name,
         labellings,
         exact,
         distance,
+        method,
+        partition.chosen_by,
+        partition.selection,
+        note,
     )
+
+
+def _check_method(method: str, clusters: int | None, choose_by: str | None) -> None:
+    if method not in METHODS:
+        raise InvalidInput(f"method must be one of {', '.join(METHODS)}; got {method!r}.")
+    if method == "hdbscan" and (clusters is not None or choose_by is not None):
+        raise InvalidInput(
+            "HDBSCAN finds the number of clusters itself. Leave out clusters and choose_by, or "
+            "choose another method."
+        )
+    if clusters is not None and choose_by is not None:
+        raise InvalidInput(
+            f"The number of clusters is given ({clusters}), and to be chosen by {choose_by!r}. "
+            "Give one of the two."
+        )
+    if choose_by is not None and choose_by not in CRITERIA[method]:
+        raise InvalidInput(
+            f"choose_by must be one of {', '.join(CRITERIA[method])} for the method {method!r}; "
+            f"got {choose_by!r}."
+        )
+
+
+def _silhouette(distances: NDArray[np.float64], partition: Partition) -> tuple[float | None, str]:
+    """Return the silhouette of the models that are in clusters, or why there is none."""
+    if partition.count < 2:
+        found = "no cluster" if partition.count == 0 else "one cluster only"
+        return None, f"no silhouette: there is {found}"
+    kept = partition.codes >= 0
+    members = one_hot(partition.codes[kept][None], partition.count)
+    return float(silhouette(distances[np.ix_(kept, kept)], members)[0]), ""
 
 
 def _checked_labels(embedding: ModelEmbedding, labels: LabelSource) -> Labels:
@@ -257,50 +327,3 @@ def _checked_labels(embedding: ModelEmbedding, labels: LabelSource) -> Labels:
             "Choose other labels, or cluster without."
         )
     return found
-
-
-def _k_means(
-    coordinates: NDArray[np.float64],
-    distances: NDArray[np.float64],
-    clusters: int | None,
-    seed: int,
-) -> NDArray[np.int64]:
-    """Return (model,) cluster codes, numbered from 0 in the order of their first model."""
-    models, distinct = len(coordinates), len(np.unique(coordinates, axis=0))
-    most = min(models - 1, distinct)
-    if most < 2:
-        raise InvalidInput(
-            f"Clusters need thetas that differ; all {models} are equal. Fit longer, or with a "
-            "smaller theta_decay."
-        )
-    if clusters is not None and not 2 <= clusters <= most:
-        raise InvalidInput(
-            f"Expected from 2 to {most} clusters, for {models} models at {distinct} distinct "
-            f"places; got {clusters}."
-        )
-    candidates = range(2, min(MOST_CLUSTERS, most) + 1) if clusters is None else (clusters,)
-    # One thread: on so few points, threads wait for each other far longer than they work.
-    with threadpool_limits(limits=1, user_api="openmp"):
-        assigned = [
-            KMeans(count, n_init=10, random_state=seed).fit_predict(coordinates).astype(np.int64)
-            for count in candidates
-        ]
-    scores = [float(silhouette(distances, _members(codes))[0]) for codes in assigned]
-    best = assigned[int(np.argmax(scores))]
-    _, first, codes = np.unique(best, return_index=True, return_inverse=True)
-    ordered: NDArray[np.int64] = np.argsort(np.argsort(first))[codes]
-    return ordered
-
-
-def _members(codes: NDArray[np.int64]) -> NDArray[np.float64]:
-    return one_hot(codes[None], int(codes.max()) + 1)
-
-
-def _classical_scaling(distances: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return points (model, dimension) with these Euclidean distances."""
-    squared = distances**2
-    centred = squared - squared.mean(0) - squared.mean(1, keepdims=True) + squared.mean()
-    values, vectors = np.linalg.eigh(-centred / 2)
-    kept = values > 1e-12 * max(float(values[-1]), 0.0)
-    coordinates: NDArray[np.float64] = vectors[:, kept] * np.sqrt(values[kept])
-    return coordinates if kept.any() else np.zeros((len(distances), 1))

@@ -9,10 +9,12 @@ from typing import Any, TypeVar
 import pandas as pd
 
 from dynamo_plugin.analyses import (
+    AttributionResult,
     AverageResult,
     ClustersResult,
     ComponentsResult,
     FidelityResult,
+    attribution,
     average,
     clusters,
     components,
@@ -51,6 +53,8 @@ class Findings:
     """Metadata column to its comparison with the clusters."""
     unlabelled: dict[str, str]
     """Metadata column to the reason why it was not compared."""
+    attribution: AttributionResult | str
+    """What the columns of the metadata explain."""
     average: AverageResult | str
     """Centroids by `labels`, or of all models where that cannot be."""
     average_note: str
@@ -96,6 +100,7 @@ def find(embedding: ModelEmbedding, *, labels: str | None) -> Findings:
         clusters=_attempt(lambda: clusters(embedding)),
         labelled=labelled,
         unlabelled=unlabelled,
+        attribution=_attempt(lambda: attribution(embedding)),
         average=averaged,
         average_note=note,
         cautions=find_cautions(embedding, faithful),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from plotly.offline import get_plotlyjs
 
 from dynamo_plugin.report import _figures, _sections
+from dynamo_plugin.report._attribution_section import attribution_section
 from dynamo_plugin.report._html import json_block
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def build_page(findings: Findings) -> str:
         _sections.embedding_section(findings),
         _sections.fidelity_section(findings),
         _sections.clusters_section(findings),
+        attribution_section(findings),
         _sections.average_section(findings),
         _sections.distances_section(findings),
         _sections.training_section(findings),
@@ -68,6 +70,8 @@ def _data(findings: Findings) -> dict[str, Any]:
     }
     if not isinstance(findings.components, str):
         figures["variance"] = _figures.variance_bars(findings.components)
+    if not isinstance(findings.attribution, str):
+        figures["attribution-plot"] = findings.attribution.plot()
     if not isinstance(findings.average, str):
         figures["average-plot"] = findings.average.plot()
     if len(embedding) <= _sections.MOST_IN_MAP:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
+from dynamo_plugin.report._attribution_section import SIGNIFICANT
 from dynamo_plugin.report._html import Cell, facts, number, paragraph, plot, section, table
 
 if TYPE_CHECKING:
-    from dynamo_plugin.analyses import AverageResult, ClustersResult
+    from dynamo_plugin.analyses import AverageResult, ClustersResult, ComponentsResult
     from dynamo_plugin.report._findings import Findings
 
 __all__ = [
@@ -25,7 +28,7 @@ __all__ = [
     "training_section",
 ]
 
-SIGNIFICANT = 0.05
+_ESTIMATE = ("value", "low", "high")
 
 MOST_IN_MAP = 600
 """Models up to which the map of distances is drawn."""
@@ -129,7 +132,32 @@ def embedding_section(findings: Findings) -> str:
         plot("scatter", label="First two principal components of θ", tall=True),
         shown,
         "</div>",
+        _dimensions(findings.components),
         lead=lead,
+    )
+
+
+def _dimensions(found: ComponentsResult) -> str:
+    names = {
+        "participation_ratio": "participation ratio",
+        "two_nn": "intrinsic dimension, two-NN",
+        "mle": "intrinsic dimension, maximum likelihood",
+    }
+    several = found.dimensions["of"].nunique() > 1
+    rows = []
+    for row in found.dimensions.to_dict(orient="records"):
+        value, low, high = (None if pd.isna(row[key]) else row[key] for key in _ESTIMATE)
+        cells = [
+            Cell(names[row["estimator"]], note=f"{row['of']} dimensions" if several else ""),
+            Cell(number(value, digits=2), value=value),
+            Cell("-" if low is None else f"{number(low, digits=2)} to {number(high, digits=2)}"),
+            Cell(f"{row['networks']:,}", value=float(row["networks"])),
+        ]
+        rows.append([*cells, Cell(row["note"])])
+    return table(
+        ["how many dimensions θ fills", "estimate", "95 % confidence", "networks", "note"],
+        rows,
+        caption="Dimensions that the thetas fill",
     )
 
 
@@ -201,10 +229,10 @@ def clusters_section(findings: Findings) -> str:
             )
         )
     if findings.labelled:
-        headers = ["labels", "values", "silhouette", "nearest neighbour", "k-means, adj. Rand"]
+        headers = ["labels", "values", "silhouette", "nearest neighbour", "nearest centroid"]
         body.append(
             table(
-                [*headers, "relabellings"],
+                [*headers, "k-means, adj. Rand", "relabellings"],
                 [_label_row(name, result) for name, result in findings.labelled.items()],
                 caption="Agreement of θ with the metadata",
             )
@@ -214,8 +242,9 @@ def clusters_section(findings: Findings) -> str:
                 "p is the share of relabellings of the models that do at least as well; it is not "
                 "corrected for the number of columns. Silhouette: from -1 to 1, above 0 if models "
                 "of one label lie together. Nearest neighbour: share of models whose nearest model "
-                "has their label. Adjusted Rand index: 1 if k-means clusters are the labels, 0 by "
-                "chance.",
+                "has their label; nearest centroid: share whose nearest mean of a label, of the "
+                "other models, is that of their own. Adjusted Rand index: 1 if k-means clusters "
+                "are the labels, 0 by chance.",
                 style="small",
             )
         )
@@ -236,7 +265,12 @@ def _label_row(name: str, result: ClustersResult) -> list[Cell]:
     values = result.assignments["label"].nunique()
     figures: dict[str, Any] = result.summary()
     cells = [Cell(name), Cell(str(values), value=float(values))]
-    for statistic in ("label_silhouette", "neighbour_accuracy", "adjusted_rand"):
+    for statistic in (
+        "label_silhouette",
+        "neighbour_accuracy",
+        "centroid_accuracy",
+        "adjusted_rand",
+    ):
         value, p_value = figures[statistic], figures[f"{statistic}_p"]
         cells.append(
             Cell(

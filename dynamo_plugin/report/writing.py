@@ -26,8 +26,8 @@ def write_report(
     The file holds all that it shows, Plotly's script among it, and asks for nothing over the
     network. It has the fidelity of every emulation on held-out inputs, the embedding in its first
     two principal components, training curves, clusters against every metadata column that sorts
-    the models into groups, averages where there are targets, and the distances between thetas.
-    What does not apply says why.
+    the models into groups, what each column explains of the thetas, averages where there are
+    targets, and the distances between thetas. What does not apply says why.
 
     Parameters
     ----------

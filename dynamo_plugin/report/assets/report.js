@@ -214,7 +214,8 @@
 
   scatter();
   for (const name of [
-    "variance", "fidelity-plot", "average-plot", "distance-map", "losses", "agreement",
+    "variance", "fidelity-plot", "attribution-plot", "average-plot", "distance-map", "losses",
+    "agreement",
   ]) {
     const figure = read(name);
     if (figure) draw(name, () => figure);

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import pdist, squareform
+from scipy.spatial.distance import cdist, pdist, squareform
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 from sklearn.model_selection import LeaveOneOut, cross_val_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from dynamo_plugin.analyses._agreement import (
     adjusted_rand,
+    centroid_accuracy,
     nearest_neighbours,
     neighbour_accuracy,
     one_hot,
@@ -65,3 +66,21 @@ def test_trivial_partitions_agree() -> None:
     members = one_hot(codes, 4)
     expected = adjusted_rand_score(codes[0], codes[0])
     assert adjusted_rand(members[0], members)[0] == expected == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(4, 12), st.integers(2, 3))
+def test_nearest_centroids_leave_each_point_out(seed: int, points: int, values: int) -> None:
+    rng = np.random.default_rng(seed)
+    coordinates = rng.normal(size=(points, 3))
+    codes = rng.permutation(np.r_[np.arange(values), rng.integers(0, values, points - values)])
+    right = []
+    for left_out in range(points):
+        others = np.arange(points) != left_out
+        known = np.unique(codes[others])
+        centroids = [coordinates[others & (codes == value)].mean(0) for value in known]
+        nearest = known[cdist(coordinates[[left_out]], centroids).argmin()]
+        right.append(nearest == codes[left_out])
+    squared = squareform(pdist(coordinates)) ** 2
+    found = centroid_accuracy(squared, one_hot(codes[None], values))
+    assert found[0] == pytest.approx(np.mean(right))

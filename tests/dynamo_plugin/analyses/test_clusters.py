@@ -95,6 +95,10 @@ def test_the_plot_shows_names_as_text(place: Place) -> None:
         ({"clusters": 1}, "from 2 to 7 clusters"),
         ({"permutations": 0}, "permutations must be at least 1"),
         ({"distance": "cosine"}, "'theta' or 'functional'"),
+        ({"method": "dbscan"}, "method must be one of kmeans, gaussian_mixture"),
+        ({"method": "hdbscan", "clusters": 2}, "finds the number of clusters itself"),
+        ({"clusters": 2, "choose_by": "gap"}, "Give one of the two"),
+        ({"choose_by": "bic"}, "one of silhouette, gap for the method 'kmeans'"),
     ],
 )
 def test_bad_options_say_what_is_wrong(
@@ -122,3 +126,44 @@ def test_a_label_of_one_model_is_allowed(place: Place) -> None:
     rng = np.random.default_rng(0)
     result = clusters(place(rng.normal(size=(5, 2)), task=["a", "a", "a", "a", "b"]), labels="task")
     assert result.labellings == 5
+
+
+@pytest.mark.parametrize("method", ["gaussian_mixture", "agglomerative", "hdbscan"])
+def test_other_methods_are_compared_with_labels(place: Place, method: Any) -> None:
+    rng = np.random.default_rng(0)
+    thetas = np.repeat([[0.0, 0, 0], [8, 0, 0]], 6, axis=0) + rng.normal(size=(12, 3))
+    labels = ["a"] * 5 + ["b"] * 7
+    groups = place(thetas, task=labels)
+    result = clusters(groups, labels="task", method=method)
+    summary: dict[str, Any] = result.summary()
+    json.dumps(summary, allow_nan=False)
+    assert result.method == summary["method"] == method
+    assert result.chosen_by is None
+    found = result.assignments["cluster"].to_numpy()
+    kept = found > 0
+    alone = np.where(kept, found, 100 + np.arange(12))
+    assert summary["adjusted_rand"] == pytest.approx(adjusted_rand_score(labels, alone))
+    expected = silhouette_score(groups.thetas.numpy()[kept], found[kept])
+    assert summary[f"{method}_silhouette"] == pytest.approx(expected, abs=1e-6)
+    assert sum(len(trace.x) for trace in result.plot().data) == 12
+
+
+def test_the_number_is_chosen_despite_labels_if_asked_for(groups: ModelEmbedding) -> None:
+    labels = list("abcabcab")
+    assert clusters(groups, labels=labels).clusters == 3
+    chosen = clusters(groups, labels=labels, choose_by="silhouette")
+    assert chosen.clusters == 2
+    assert chosen.chosen_by == "silhouette"
+    assert chosen.selection["clusters"].tolist() == list(range(2, 8))
+
+
+def test_no_clusters_have_no_silhouette(place: Place) -> None:
+    shapeless = place(np.random.default_rng(0).normal(size=(24, 3)), task=["a", "b", "c"] * 8)
+    result = clusters(shapeless, method="gaussian_mixture", choose_by="bic", labels="task")
+    assert result.clusters == 1
+    summary = result.summary()
+    assert summary["gaussian_mixture_silhouette"] is None
+    assert summary["note"] == "no silhouette: there is one cluster only"
+    assert summary["adjusted_rand"] == 0
+    json.dumps(summary, allow_nan=False)
+    assert result.plot().data

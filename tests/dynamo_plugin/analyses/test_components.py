@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,3 +64,30 @@ def test_the_table_is_a_copy(place: Place) -> None:
     table = result.to_dataframe()
     table.loc[0, "component"] = 99
     assert result.to_dataframe().loc[0, "component"] == 1
+
+
+def test_private_dimensions_are_told_apart(place: Place) -> None:
+    rng = np.random.default_rng(0)
+    # Twelve groups on a line, within which networks differ by four private dimensions only.
+    line = np.repeat(np.arange(12.0), 12)[:, None] + 1e-4 * rng.uniform(size=(144, 1))
+    embedding = place(np.hstack([line, 0.01 * rng.normal(size=(144, 4))]))
+    settings = dataclasses.replace(embedding.config, embedding_dim=5, leading_dim=1)
+    result = components(dataclasses.replace(embedding, config=settings))
+    found = result.dimensions.set_index(["of", "estimator"])["value"]
+    assert found["all", "participation_ratio"] == pytest.approx(1, abs=1e-3)
+    assert found["all", "two_nn"] == pytest.approx(4, abs=1)
+    assert found["leading", "two_nn"] == pytest.approx(1, abs=0.25)
+    json.dumps(result.summary(), allow_nan=False)
+
+
+def test_absent_dimensions_are_explained(place: Place) -> None:
+    result = components(place([[0.0, 0, 0], [3, 4, 0], [1, 0, 1]]))
+    absent = result.dimensions[result.dimensions["value"].isna()]
+    assert set(absent["estimator"]) == {"two_nn", "mle"}
+    assert absent["note"].str.contains("at least 10 networks").all()
+    figures: Any = result.summary()["dimensions"]
+    assert figures["two_nn_all"]["value"] is None
+    assert figures["participation_ratio_all"]["value"] == pytest.approx(
+        result.to_dataframe()["explained_variance"].sum() ** 2
+        / (result.to_dataframe()["explained_variance"] ** 2).sum()
+    )

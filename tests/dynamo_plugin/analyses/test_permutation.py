@@ -68,6 +68,24 @@ def test_the_seed_decides_the_draws() -> None:
     assert first == same != other
 
 
+def test_the_null_and_the_family_follow_their_definitions() -> None:
+    codes = np.array([0, 0, 1, 0, 1, 1])
+
+    def two(labellings: Codes) -> NDArray[np.float64]:
+        first = difference(labellings)[0]
+        return np.stack([first, 0.5 * first + (labellings[:, 0] == labellings[:, 1])])
+
+    test = permutation_test(two, codes, permutations=9, max_exact=20, seed=0)
+    every = np.array(sorted(set(permutations(codes.tolist()))))
+    values = two(every)
+    np.testing.assert_allclose(np.sort(test.null, axis=1), np.sort(values, axis=1))
+    np.testing.assert_allclose(test.null_stds, values.std(1))
+    largest, observed = values.max(0), two(codes[None])[:, 0]
+    expected = [(largest >= value - 1e-9).mean() for value in observed]
+    np.testing.assert_allclose(test.family_p_values, expected)
+    assert (test.family_p_values >= test.p_values).all()
+
+
 def test_p_values_are_valid_under_the_null() -> None:
     rng = np.random.default_rng(0)
     p_values = np.array(

@@ -101,7 +101,7 @@ def test_loads_without_errors_or_requests(browser: Any, report: Path) -> None:
     assert asked
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"}
     drawn = browser.execute_script("return document.querySelectorAll('.js-plotly-plot').length")
-    assert drawn == 7
+    assert drawn == 8
 
 
 def test_names_are_shown_as_text(browser: Any, report: Path) -> None:

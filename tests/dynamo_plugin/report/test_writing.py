@@ -32,11 +32,29 @@ def without_scripts(page: str) -> str:
 
 def test_every_section_is_there(page: str) -> None:
     shown = without_scripts(page)
-    for name in ("embedding", "fidelity", "clusters", "average", "distances", "training", "run"):
+    for name in (
+        "embedding",
+        "fidelity",
+        "clusters",
+        "attribution",
+        "average",
+        "distances",
+        "training",
+        "run",
+    ):
         assert f'<section id="{name}"' in shown
         assert f'href="#{name}"' in shown
     assert shown.count("<h1>") == 1
     assert "<h1>toy &amp; &lt;i&gt;</h1>" in shown
+
+
+def test_every_plot_has_its_data_and_is_drawn(page: str) -> None:
+    script = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)[-1]
+    places = re.findall(r'<div id="([^"]*)" class="canvas"', page)
+    assert len(places) == 8
+    for name in places:
+        assert f'id="{name}-data"' in page
+        assert f'"{name}"' in script
 
 
 def test_names_are_text(page: str, hostile: ModelEmbedding) -> None:
@@ -85,6 +103,27 @@ def test_figures_in_the_page_are_those_of_the_analyses(page: str, hostile: Model
     assert f">{silhouette:.3f} <" in shown
 
 
+def test_the_dimensions_of_theta_are_shown(page: str, hostile: ModelEmbedding) -> None:
+    shown = html.unescape(without_scripts(page))
+    variances = np.linalg.eigvalsh(np.cov(hostile.thetas.double().numpy().T))
+    ratio = variances.sum() ** 2 / (variances**2).sum()
+    found = re.search(r'participation ratio.*?data-value="([^"]*)"', shown)
+    assert found is not None
+    assert float(found[1]) == pytest.approx(ratio, rel=1e-6)
+
+
+def test_what_explains_theta_is_shown(page: str, hostile: ModelEmbedding) -> None:
+    shown = html.unescape(without_scripts(page))
+    thetas, kinds = hostile.thetas.double().numpy(), hostile.metadata["kind"].to_numpy()
+    within = sum(((thetas[kinds == k] - thetas[kinds == k].mean(0)) ** 2).sum() for k in set(kinds))
+    share = 1 - within / ((thetas - thetas.mean(0)) ** 2).sum()
+    start = shown.index('<table id="attribution-table"')
+    row = shown[shown.index('<th scope="row">kind', start) :]
+    values = [float(value) for value in re.findall(r'data-value="([^"]*)"', row)[:2]]
+    assert values[1] == pytest.approx(share, abs=1e-6)
+    assert 'id="attribution-plot-data"' in page
+
+
 def test_labels_choose_colours_and_groups(hostile: ModelEmbedding, tmp_path: Path) -> None:
     path = dp.write_report(hostile, tmp_path / "report.html", labels="<u>size</u>")
     page = path.read_text(encoding="utf-8")
@@ -98,7 +137,9 @@ def test_what_does_not_apply_says_why(embed: Embed, tmp_path: Path) -> None:
     shown = html.unescape(without_scripts(path.read_text(encoding="utf-8")))
     assert "there are no targets" in shown
     assert "at least 3 models" in shown
+    assert "at least 10 networks at distinct places" in shown
     assert "no metadata" in shown
+    assert "Expected a column that differs between models: there is none" in shown
 
 
 def test_labels_that_cannot_be_averaged_say_why(hostile: ModelEmbedding, tmp_path: Path) -> None:
