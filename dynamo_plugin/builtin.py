@@ -172,6 +172,11 @@ def dynamo_register_analyses(register: Register) -> None:
         summary="Which columns of the metadata explain the thetas, with permutation tests",
     )
     register(
+        "agreement",
+        "dynamo_plugin.analyses:agreement",
+        summary="Whether distances of the embedding agree with each other and with metrics",
+    )
+    register(
         "average",
         "dynamo_plugin.analyses:average",
         summary="The rendered centroid of each group beside its members",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text
+from dynamo_plugin.analyses.agreement import AgreementResult, agreement
 from dynamo_plugin.analyses.attribution import AttributionResult, attribution
 from dynamo_plugin.analyses.average import AverageResult, average
 from dynamo_plugin.analyses.clusters import ClustersResult, clusters
@@ -12,6 +13,7 @@ from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.run import analyse
 
 __all__ = [
+    "AgreementResult",
     "AttributionResult",
     "AverageResult",
     "ClustersResult",
@@ -19,6 +21,7 @@ __all__ = [
     "FidelityResult",
     "Labels",
     "TableResult",
+    "agreement",
     "analyse",
     "attribution",
     "average",

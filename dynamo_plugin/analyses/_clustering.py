@@ -12,7 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from dynamo_plugin.analyses._agreement import one_hot, silhouette
+from dynamo_plugin.analyses._label_agreement import one_hot, silhouette
 from dynamo_plugin.errors import InvalidInput
 
 if TYPE_CHECKING:

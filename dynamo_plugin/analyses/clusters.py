@@ -9,14 +9,6 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
-from dynamo_plugin.analyses._agreement import (
-    adjusted_rand,
-    centroid_accuracy,
-    nearest_neighbours,
-    neighbour_accuracy,
-    one_hot,
-    silhouette,
-)
 from dynamo_plugin.analyses._clustering import (
     CRITERIA,
     METHODS,
@@ -26,6 +18,14 @@ from dynamo_plugin.analyses._clustering import (
     find_partition,
 )
 from dynamo_plugin.analyses._coordinates import Distance, model_coordinates
+from dynamo_plugin.analyses._label_agreement import (
+    adjusted_rand,
+    centroid_accuracy,
+    nearest_neighbours,
+    neighbour_accuracy,
+    one_hot,
+    silhouette,
+)
 from dynamo_plugin.analyses._permutation import permutation_test
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
 from dynamo_plugin.analyses.labels import Labels, LabelSource, read_labels
