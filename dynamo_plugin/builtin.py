@@ -101,6 +101,11 @@ def dynamo_register_analyses(register: Register) -> None:
         summary="Which columns of the metadata explain the thetas, with permutation tests",
     )
     register(
+        "null",
+        "dynamo_plugin.analyses:null",
+        summary="Statistics of an analysis beside those of permuted labels",
+    )
+    register(
         "average",
         "dynamo_plugin.analyses:average",
         summary="The rendered centroid of each group beside its members",
