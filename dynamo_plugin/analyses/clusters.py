@@ -189,10 +189,12 @@ def clusters(
     method
         `kmeans` (Lloyd 1982, doi:10.1109/TIT.1982.1056489), from ten k-means++ starts.
         `gaussian_mixture`: one covariance for all components, fitted on as many principal
-        components as hold 95 % of the variance, at most one for every 8 models. `hdbscan`
-        (Campello et al. 2013, doi:10.1007/978-3-642-37456-2_14): clusters of at least 5 models, or
-        a quarter of them if that is less; models in no dense place are left out, and stand apart
-        in the adjusted Rand index. `agglomerative`: Ward 1963, doi:10.1080/01621459.1963.10500845.
+        components as hold 95 % of the variance, at most one for every 8 models; some clusters may
+        stay empty, and do not count.
+        `hdbscan` (Campello et al. 2013, doi:10.1007/978-3-642-37456-2_14): clusters of at least 5
+        models, or a quarter of them if that is less; models in no dense place are left out, and
+        stand apart in the adjusted Rand index.
+        `agglomerative` (Ward 1963, doi:10.1080/01621459.1963.10500845).
     choose_by
         What chooses the number of clusters. `silhouette`: the largest, from 2. `bic` (Schwarz 1978,
         doi:10.1214/aos/1176344136), for mixtures and their default, and `gap` (Tibshirani et al.
