@@ -177,6 +177,11 @@ def dynamo_register_analyses(register: Register) -> None:
         summary="Whether distances of the embedding agree with each other and with metrics",
     )
     register(
+        "null",
+        "dynamo_plugin.analyses:null",
+        summary="Statistics of an analysis beside those of permuted labels",
+    )
+    register(
         "average",
         "dynamo_plugin.analyses:average",
         summary="The rendered centroid of each group beside its members",

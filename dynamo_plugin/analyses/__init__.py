@@ -10,6 +10,7 @@ from dynamo_plugin.analyses.clusters import ClustersResult, clusters
 from dynamo_plugin.analyses.components import ComponentsResult, components
 from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
 from dynamo_plugin.analyses.labels import Labels, read_labels
+from dynamo_plugin.analyses.null import NullResult, null
 from dynamo_plugin.analyses.run import analyse
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ComponentsResult",
     "FidelityResult",
     "Labels",
+    "NullResult",
     "TableResult",
     "agreement",
     "analyse",
@@ -28,6 +30,7 @@ __all__ = [
     "clusters",
     "components",
     "fidelity",
+    "null",
     "plain",
     "plot_text",
     "read_labels",

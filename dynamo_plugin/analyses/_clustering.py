@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -198,7 +200,10 @@ def _mixture(
         max_iter=1000,
         random_state=seed,
     )
-    codes = np.asarray(mixture.fit_predict(reduced), dtype=np.int64)
+    with warnings.catch_warnings():
+        # Places that differ may fall together in few components; some clusters are then empty.
+        warnings.filterwarnings("ignore", "Number of distinct clusters", ConvergenceWarning)
+        codes = np.asarray(mixture.fit_predict(reduced), dtype=np.int64)
     return codes, float(mixture.bic(reduced))
 
 

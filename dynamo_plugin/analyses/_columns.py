@@ -49,9 +49,8 @@ def read_predictor(values: pd.Series[Any], *, groups: bool = False) -> Predictor
         present = np.isfinite(numbers)
         distinct, codes = np.unique(numbers[present], return_inverse=True)
         if len(distinct) > 1:
-            # In units of their spread, so that neither offset nor scale costs digits.
-            scaled = (distinct - distinct.mean()) / distinct.std()
-            columns = scaled[:, None]
+            # In units of their range, so that neither offset nor scale costs digits.
+            columns = ((distinct - distinct[0]) / (distinct[-1] - distinct[0]))[:, None]
     else:
         texts = np.array([str(value) for value in found.tolist()], dtype=object)
         distinct, codes = np.unique(texts, return_inverse=True)

@@ -13,13 +13,21 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["PermutationTest", "count_labellings", "permutation_test"]
+__all__ = [
+    "ROUNDING",
+    "PermutationTest",
+    "count_labellings",
+    "holm",
+    "permutation_test",
+    "share_reaching",
+]
 
 BATCH_ENTRIES = 2_000_000
 """Labellings times points times values that are worked on at once."""
 
 ROUNDING = 1e-9
-"""Statistics closer than this are equal: the order of a sum must not decide a p-value."""
+"""Statistics closer than this, as a share of the largest, are equal: the order of a sum must not
+decide a p-value."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +67,7 @@ class PermutationTest:
         For statistics on one scale these control the chance of a single false finding among them
         (Westfall and Young 1993, Resampling-based Multiple Testing, Wiley).
         """
-        return _share(self.observed, self.null.max(0, keepdims=True), exact=self.exact)
+        return share_reaching(self.observed, self.null.max(0, keepdims=True), exact=self.exact)
 
 
 def count_labellings(counts: NDArray[np.int64]) -> int:
@@ -115,17 +123,33 @@ def permutation_test(
     )
     observed = statistics(codes[None])[:, 0]
     null = np.concatenate([statistics(labellings) for labellings in draws], axis=1)
-    return PermutationTest(observed, _share(observed, null, exact=exact), null, exact)
+    return PermutationTest(observed, share_reaching(observed, null, exact=exact), null, exact)
 
 
-def _share(
+def share_reaching(
     observed: NDArray[np.float64], null: NDArray[np.float64], *, exact: bool
 ) -> NDArray[np.float64]:
-    reached = (null >= observed[:, None] - ROUNDING).sum(1)
+    """Return p-values (statistic,): the share of (statistic, labelling) at least as large."""
+    largest = np.maximum(np.abs(observed), np.abs(null).max(1))
+    tolerance = ROUNDING * np.where(np.isfinite(largest), largest, 1.0)
+    reached = (null >= (observed - tolerance)[:, None]).sum(1)
     # The given labelling is among all that there are, and counts beside those that are drawn.
     added = 0 if exact else 1
     shares: NDArray[np.float64] = (added + reached) / (added + null.shape[1])
     return shares
+
+
+def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return p-values corrected for their number (Holm 1979, https://www.jstor.org/stable/4615733).
+
+    >>> holm(np.array([0.25, 0.01, 0.03])).tolist()
+    [0.25, 0.03, 0.06]
+    """
+    order = np.argsort(p_values)
+    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted
 
 
 def _shuffle(

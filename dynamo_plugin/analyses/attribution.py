@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from dynamo_plugin.analyses._columns import Predictor, read_predictor
 from dynamo_plugin.analyses._coordinates import Distance, model_coordinates
-from dynamo_plugin.analyses._permutation import PermutationTest, permutation_test
+from dynamo_plugin.analyses._permutation import PermutationTest, holm, permutation_test
 from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
 from dynamo_plugin.analyses.labels import LabelSource, read_labels
 from dynamo_plugin.errors import InvalidInput, UnknownName, suggest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.embedding import ModelEmbedding
     from dynamo_plugin.types import JSON
 
-__all__ = ["AttributionResult", "attribution"]
+__all__ = ["AttributionResult", "attribution", "shares"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -191,7 +191,7 @@ def attribution(
             "labels, or capture with metadata."
         )
     table = pd.DataFrame(rows)
-    table["p_adjusted"] = _holm(table["p_value"].to_numpy())
+    table["p_adjusted"] = holm(table["p_value"].to_numpy())
     order = ["column", "kind", "models", "missing", "values", "r2", "adjusted_r2", "pseudo_f"]
     table = table[[*order, "p_value", "p_adjusted", "labellings", "exact"]]
     by_dimension = pd.concat(dimensions, ignore_index=True)
@@ -238,23 +238,18 @@ def _test(
         values[predictor.present] - values[predictor.present].mean(0)
         for values in (coordinates, thetas)
     )
-    total, by_dimension = (points**2).sum(), (of_dimensions**2).sum(0)
+    by_dimension = (of_dimensions**2).sum(0)
     varies = by_dimension > 1e-12 * by_dimension.max()
-    if not total > 1e-14 * (coordinates**2).sum() or not varies.any():
+    if not (points**2).sum() > 1e-14 * (coordinates**2).sum() or not varies.any():
         return "the models that have a value all lie in one place"
-    values = np.hstack([points, of_dimensions[:, varies]])
-    width = points.shape[1]
-
-    def explained(codes: NDArray[np.int64]) -> NDArray[np.float64]:
-        """(labelling, model) codes to (1 + dimension, labelling) R2."""
-        along = predictor.rows[codes].transpose(0, 2, 1) @ values
-        squares = (along**2).sum(1)
-        whole = squares[:, :width].sum(1) / total
-        return np.vstack([whole, squares[:, width:].T / by_dimension[varies, None]])
-
+    explained = shares(
+        predictor,
+        np.hstack([points, of_dimensions[:, varies]]),
+        [points.shape[1], *[1] * int(varies.sum())],
+    )
     test = permutation_test(explained, predictor.codes, width=max(freedom, 1), **options)
-    r2 = min(float(test.observed[0]), 1.0)
-    unexplained = max(1 - r2, 0.0)
+    r2 = float(test.observed[0])
+    unexplained = 1 - r2
     row = {
         "kind": predictor.kind,
         "models": models,
@@ -280,9 +275,27 @@ def _test(
     return _Tested(row, dimensions)
 
 
-def _holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
-    order = np.argsort(p_values)
-    scaled = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted = np.empty(len(p_values))
-    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
-    return adjusted
+def shares(
+    predictor: Predictor, values: NDArray[np.float64], parts: Sequence[int]
+) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:
+    """Return what maps (labelling, model) codes to (part, labelling) shares of variance explained.
+
+    Parameters
+    ----------
+    predictor
+        Of these models.
+    values
+        (model, dimension), with mean 0.
+    parts
+        How many dimensions each part has, in order; every part varies.
+    """
+    starts = np.cumsum([0, *parts[:-1]])
+    totals = np.add.reduceat((values**2).sum(0), starts)
+
+    def explained(codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        along = predictor.rows[codes].transpose(0, 2, 1) @ values
+        squares = np.add.reduceat((along**2).sum(1), starts, axis=1)
+        r2: NDArray[np.float64] = np.minimum(squares / totals, 1.0).T
+        return r2
+
+    return explained

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,7 +29,7 @@ from dynamo_plugin.analyses._label_agreement import (
 )
 from dynamo_plugin.analyses._permutation import permutation_test
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
-from dynamo_plugin.analyses.labels import Labels, LabelSource, read_labels
+from dynamo_plugin.analyses.labels import LabelSource, read_groups
 from dynamo_plugin.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.embedding import ModelEmbedding
     from dynamo_plugin.types import JSON
 
-__all__ = ["ClustersResult", "clusters"]
+__all__ = ["STATISTICS", "ClustersResult", "clusters", "label_statistics"]
 
 LEFT_OUT = 100
 """Plotly's open circle, the symbol of models that are in no cluster."""
@@ -188,10 +189,12 @@ def clusters(
     method
         `kmeans` (Lloyd 1982, doi:10.1109/TIT.1982.1056489), from ten k-means++ starts.
         `gaussian_mixture`: one covariance for all components, fitted on as many principal
-        components as hold 95 % of the variance, at most one for every 8 models. `hdbscan`
-        (Campello et al. 2013, doi:10.1007/978-3-642-37456-2_14): clusters of at least 5 models, or
-        a quarter of them if that is less; models in no dense place are left out, and stand apart
-        in the adjusted Rand index. `agglomerative`: Ward 1963, doi:10.1080/01621459.1963.10500845.
+        components as hold 95 % of the variance, at most one for every 8 models; some clusters may
+        stay empty, and do not count.
+        `hdbscan` (Campello et al. 2013, doi:10.1007/978-3-642-37456-2_14): clusters of at least 5
+        models, or a quarter of them if that is less; models in no dense place are left out, and
+        stand apart in the adjusted Rand index.
+        `agglomerative` (Ward 1963, doi:10.1080/01621459.1963.10500845).
     choose_by
         What chooses the number of clusters. `silhouette`: the largest, from 2. `bic` (Schwarz 1978,
         doi:10.1214/aos/1176344136), for mixtures and their default, and `gap` (Tibshirani et al.
@@ -219,7 +222,7 @@ def clusters(
             f"{permutations} and {max_exact}."
         )
     _check_method(method, clusters, choose_by)
-    found = None if labels is None else _checked_labels(embedding, labels)
+    found = None if labels is None else read_groups(embedding, labels)
     coordinates, distances = model_coordinates(embedding, distance)
     if clusters is None and choose_by is None and found is not None and CRITERIA[method]:
         clusters = len(found.values)
@@ -239,22 +242,9 @@ def clusters(
     labellings, exact = 0, False
     if found is not None:
         assignments["label"] = list(found.of_models)
-        neighbours, values = nearest_neighbours(distances), len(found.values)
-        squared, in_clusters = distances**2, partition.members
-
-        def statistics(codes: NDArray[np.int64]) -> NDArray[np.float64]:
-            members = one_hot(codes, values)
-            return np.stack(
-                [
-                    silhouette(distances, members),
-                    neighbour_accuracy(neighbours, members),
-                    centroid_accuracy(squared, members),
-                    adjusted_rand(in_clusters, members),
-                ]
-            )
-
+        test_labels = label_statistics(distances, partition.members, len(found.values))
         test = permutation_test(
-            statistics, found.codes, permutations=permutations, max_exact=max_exact, seed=seed
+            test_labels, found.codes, permutations=permutations, max_exact=max_exact, seed=seed
         )
         labellings, exact = test.labellings, test.exact
         rows += [
@@ -282,6 +272,36 @@ def clusters(
         partition.selection,
         note,
     )
+
+
+def label_statistics(
+    distances: NDArray[np.float64], in_clusters: NDArray[np.float64], values: int
+) -> Callable[[NDArray[np.int64]], NDArray[np.float64]]:
+    """Return what maps (labelling, model) codes to (statistic, labelling), as in `STATISTICS`.
+
+    Parameters
+    ----------
+    distances
+        (model, model).
+    in_clusters
+        (model, cluster) indicators.
+    values
+        Number of label values.
+    """
+    neighbours, squared = nearest_neighbours(distances), distances**2
+
+    def statistics(codes: NDArray[np.int64]) -> NDArray[np.float64]:
+        members = one_hot(codes, values)
+        return np.stack(
+            [
+                silhouette(distances, members),
+                neighbour_accuracy(neighbours, members),
+                centroid_accuracy(squared, members),
+                adjusted_rand(in_clusters, members),
+            ]
+        )
+
+    return statistics
 
 
 def _check_method(method: str, clusters: int | None, choose_by: str | None) -> None:
@@ -312,18 +332,3 @@ def _silhouette(distances: NDArray[np.float64], partition: Partition) -> tuple[f
     kept = partition.codes >= 0
     members = one_hot(partition.codes[kept][None], partition.count)
     return float(silhouette(distances[np.ix_(kept, kept)], members)[0]), ""
-
-
-def _checked_labels(embedding: ModelEmbedding, labels: LabelSource) -> Labels:
-    found = read_labels(embedding, labels)
-    if len(found.values) < 2:
-        raise InvalidInput(
-            f"Expected labels of at least two values; {found.name!r} is {found.values[0]!r} for "
-            "every model. Choose other labels, or cluster without."
-        )
-    if len(found.values) == len(embedding.ids):
-        raise InvalidInput(
-            f"Expected labels that some models share; {found.name!r} is different for every model. "
-            "Choose other labels, or cluster without."
-        )
-    return found

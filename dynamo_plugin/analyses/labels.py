@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from dynamo_plugin.embedding import ModelEmbedding
 
-__all__ = ["LabelSource", "Labels", "read_labels"]
+__all__ = ["LabelSource", "Labels", "read_groups", "read_labels"]
 
 LabelSource: TypeAlias = "str | Mapping[str, Any] | Sequence[Any] | pd.Series[Any]"
 """A metadata column, a mapping from model id to label, or one label per model in order."""
@@ -96,6 +96,30 @@ def read_labels(embedding: ModelEmbedding, labels: LabelSource) -> Labels:
     values = tuple(sorted(order, key=lambda text: _sort_key(text, order[text])))
     position = {text: code for code, text in enumerate(values)}
     return Labels(name, values, np.array([position[text] for text in texts], dtype=np.int64))
+
+
+def read_groups(embedding: ModelEmbedding, labels: LabelSource) -> Labels:
+    """Return labels that sort the models into groups; see `read_labels`.
+
+    Raises
+    ------
+    UnknownName
+        If there is no such column, or a mapping names a model that is not there.
+    InvalidInput
+        If a label is missing, or labels are the same or different for every model.
+    """
+    found = read_labels(embedding, labels)
+    if len(found.values) < 2:
+        raise InvalidInput(
+            f"Expected labels of at least two values; {found.name!r} is {found.values[0]!r} for "
+            "every model. Choose other labels."
+        )
+    if len(found.values) == len(embedding.ids):
+        raise InvalidInput(
+            f"Expected labels that some models share; {found.name!r} is different for every model. "
+            "Choose other labels."
+        )
+    return found
 
 
 def _from_mapping(ids: Sequence[str], labels: Mapping[str, Any]) -> list[Any]:

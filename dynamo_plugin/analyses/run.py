@@ -19,8 +19,8 @@ def analyse(name: str, embedding: ModelEmbedding, /, **options: Any) -> Analysis
     Parameters
     ----------
     name
-        Registered name: `fidelity`, `components`, `clusters`, `attribution`, `average`, or a
-        plugin's.
+        Registered name: `fidelity`, `components`, `clusters`, `attribution`, `null`, `average`,
+        or a plugin's.
     embedding
         What `fit` or `load_embedding` returned.
     **options

@@ -23,8 +23,8 @@ def command(
         str,
         typer.Argument(
             metavar="NAME",
-            help="The analysis: fidelity, components, clusters, attribution, average, or a "
-            "plugin's.",
+            help="The analysis: fidelity, components, clusters, attribution, null, average, "
+            "or a plugin's.",
             show_default=False,
         ),
     ],

@@ -126,6 +126,13 @@ def test_two_places_are_two_clusters_by_gap() -> None:
     assert found.count == 2
 
 
+def test_clusters_that_stay_empty_do_not_count() -> None:
+    # The corners of a square fall together in one component, which is all that four points allow.
+    found = partition(np.array([[0.0, 0], [0, 1], [1, 0], [1, 1]]), "gaussian_mixture", clusters=3)
+    assert found.count == 2
+    assert sorted(set(found.codes.tolist())) == [0, 1]
+
+
 def test_hdbscan_leaves_out_what_is_alone(three: Points) -> None:
     lonely = np.vstack([[[80.0] * 5], three, [[-80.0] * 5]])
     found = partition(lonely, "hdbscan")
