@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from dynamo_plugin.analyses._clustering import Partition
-from dynamo_plugin.analyses._columns import Predictor, read_predictor
-from dynamo_plugin.analyses._coordinates import model_coordinates
 from dynamo_plugin.analyses._permutation import (
     ROUNDING,
     holm,
@@ -19,10 +16,8 @@ from dynamo_plugin.analyses._permutation import (
     share_reaching,
 )
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
-from dynamo_plugin.analyses.attribution import shares
-from dynamo_plugin.analyses.clusters import STATISTICS, ClustersResult, label_statistics
-from dynamo_plugin.analyses.labels import Labels, LabelSource, read_groups
-from dynamo_plugin.analyses.run import analyse
+from dynamo_plugin.analyses._statistics import VECTORISED, statistics_of
+from dynamo_plugin.analyses.labels import LabelSource, read_groups
 from dynamo_plugin.errors import InvalidInput, UnknownName, suggest
 
 if TYPE_CHECKING:
@@ -35,8 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["NullResult", "null"]
 
 Alternative: TypeAlias = Literal["greater", "less", "two-sided"]
-
-Statistics: TypeAlias = "Callable[[NDArray[np.int64]], NDArray[np.float64]]"
 
 NOISE = 1e-14
 """Statistics that vary by less than this vary by rounding only."""
@@ -190,15 +183,11 @@ def null(
     if analysis == "null":
         raise InvalidInput("The null of the null is not defined; name another analysis.")
     found = read_groups(embedding, labels)
-    make = VECTORISED.get(analysis)
-    if make is None:
-        names, compute = _one_by_one(analysis, embedding, found, options)
-        enumerated = permutations if max_exact is None else max_exact
-    else:
-        names, compute = make(embedding, found, options)
-        enumerated = MOST_ENUMERATED if max_exact is None else max_exact
+    names, compute = statistics_of(analysis, embedding, found, options)
+    if max_exact is None:
+        max_exact = MOST_ENUMERATED if analysis in VECTORISED else permutations
     test = permutation_test(
-        compute, found.codes, permutations=permutations, max_exact=enumerated, seed=seed
+        compute, found.codes, permutations=permutations, max_exact=max_exact, seed=seed
     )
     omitted = _unusable(names, test.observed, test.null)
     kept = _choose(names, omitted, statistics, analysis)
@@ -276,93 +265,3 @@ def _choose(
             "another analysis, or labels."
         )
     return kept
-
-
-def _of_clusters(
-    embedding: ModelEmbedding, labels: Labels, options: Mapping[str, Any]
-) -> tuple[list[str], Statistics]:
-    # Permuted labels have the same number of values, so that the clusters stay the same.
-    result = analyse(
-        "clusters", embedding, labels=labels.of_models, permutations=1, max_exact=0, **options
-    )
-    assert isinstance(result, ClustersResult)
-    codes = result.assignments["cluster"].to_numpy(dtype=np.int64) - 1
-    members = Partition(codes, None, result.selection).members
-    distances = embedding.distances(result.distance).to_numpy()
-    return list(STATISTICS), label_statistics(distances, members, len(labels.values))
-
-
-def _of_attribution(
-    embedding: ModelEmbedding, labels: Labels, options: Mapping[str, Any]
-) -> tuple[list[str], Statistics]:
-    unknown = sorted(set(options) - {"distance"})
-    if unknown:
-        raise InvalidInput(
-            f"The null of attribution has the option 'distance' alone, got {unknown[0]!r}."
-        )
-    coordinates, _ = model_coordinates(embedding, options.get("distance", "theta"))
-    centred = coordinates - coordinates.mean(0)
-    predictor = read_predictor(pd.Series(labels.of_models), groups=True)
-    if (
-        not isinstance(predictor, Predictor)
-        or not (centred**2).sum() > 1e-14 * (coordinates**2).sum()
-    ):
-        raise InvalidInput(
-            "Labels can explain only thetas that differ; these are all equal. Fit longer, or with "
-            "a smaller theta_decay."
-        )
-    freedom = predictor.rows.shape[1]
-    left = len(centred) - 1 - freedom
-    explained = shares(predictor, centred, [centred.shape[1]])
-
-    def statistics(codes: NDArray[np.int64]) -> NDArray[np.float64]:
-        r2 = explained(codes)[0]
-        with np.errstate(divide="ignore"):
-            pseudo_f = (r2 / freedom) / ((1 - r2) / left)
-        return np.stack([r2, pseudo_f])
-
-    return ["r2", "pseudo_f"], statistics
-
-
-VECTORISED: Mapping[
-    str,
-    Callable[[ModelEmbedding, Labels, Mapping[str, Any]], tuple[list[str], Statistics]],
-] = {"clusters": _of_clusters, "attribution": _of_attribution}
-"""Analyses whose statistics are computed for many labellings at once."""
-
-
-def _one_by_one(
-    analysis: str, embedding: ModelEmbedding, labels: Labels, options: Mapping[str, Any]
-) -> tuple[list[str], Statistics]:
-    """Return the statistics of an analysis that takes one labelling at a time."""
-
-    def figures(codes: NDArray[np.int64]) -> dict[str, float]:
-        given = [labels.values[code] for code in codes.tolist()]
-        return _numbers(analyse(analysis, embedding, labels=given, **options).summary())
-
-    names = list(figures(labels.codes))
-
-    def statistics(codes: NDArray[np.int64]) -> NDArray[np.float64]:
-        rows = [figures(labelling) for labelling in codes]
-        return np.array([[row.get(name, np.nan) for row in rows] for name in names])
-
-    return names, statistics
-
-
-def _numbers(value: Any, name: str = "") -> dict[str, float]:
-    """Return the numbers in a summary, by dotted names; p-values are no statistics.
-
-    >>> _numbers({"score": {"mean": 1, "worst": None}, "score_p": 0.5, "ids": ["a"], "exact": True})
-    {'score.mean': 1.0, 'score.worst': nan}
-    """
-    last = name.rsplit(".", maxsplit=1)[-1]
-    if last in ("p", "p_value", "p_adjusted") or last.endswith("_p") or isinstance(value, bool):
-        return {}
-    if isinstance(value, dict):
-        parts = (
-            _numbers(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()
-        )
-        return {key: number for part in parts for key, number in part.items()}
-    if isinstance(value, int | float):
-        return {name: float(value)}
-    return {name: float("nan")} if value is None else {}
