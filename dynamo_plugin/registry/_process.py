@@ -66,7 +66,7 @@ def plugins() -> list[PluginListing]:
     Examples
     --------
     >>> sorted({record.kind for record in plugins() if record.plugin == "builtin"})
-    ['analysis', 'loss', 'meta_model']
+    ['analysis', 'loss', 'meta_model', 'metric']
     """
     return get_registry().listing()
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("fresh_process")
 
 COMMANDS = [
     *("quickstart", "inspect", "capture", "verify", "repair"),
-    *("fit", "analyse", "report", "plugins"),
+    *("fit", "analyse", "compare", "pairwise", "report", "plugins"),
 ]
 
 

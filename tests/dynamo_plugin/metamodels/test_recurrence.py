@@ -56,8 +56,9 @@ def _tensors(
     *,
     time: int = 4,
     dtype: torch.dtype = torch.float64,
+    seed: int = 0,
 ) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     rows = cell.gates * UNITS
     shapes = [(*driven, time, rows), (*bias, rows), (*weight, rows, UNITS), (*weight, rows)]
     return [
@@ -133,14 +134,21 @@ def test_blocks_change_nothing(
 
 @cells
 def test_single_precision_is_as_exact_as_the_plain_loop(cell: type[Cell]) -> None:
-    exact = _tensors(cell, (1, 8), (6, 1), time=40)
-    single = [tensor.detach().float().requires_grad_() for tensor in exact]
-    expected = _value_and_gradients(_plain, cell, exact)
-    ours = _value_and_gradients(recur, cell, single)
-    plain = _value_and_gradients(_plain, cell, single)
-    for one, other, reference in zip(ours, plain, expected, strict=True):
-        error, allowed = (one - reference).abs().max(), (other - reference).abs().max()
-        assert error <= 2 * allowed + 1e-6 * reference.abs().max()
+    found = []
+    for seed in range(15):  # a single one says how the roundings of one processor fell
+        exact = _tensors(cell, (1, 8), (6, 1), time=40, seed=seed)
+        single = [tensor.detach().float().requires_grad_() for tensor in exact]
+        references = _value_and_gradients(_plain, cell, exact)
+        ours = _value_and_gradients(recur, cell, single)
+        plain = _value_and_gradients(_plain, cell, single)
+        found.append(
+            [
+                [float(x.detach().abs().max()) for x in (one - true, other - true, true)]
+                for one, other, true in zip(ours, plain, references, strict=True)
+            ]
+        )
+    error, allowed, size = torch.tensor(found).unbind(-1)
+    assert ((error / (2 * allowed + 1e-6 * size)).median(0).values <= 1).all()
 
 
 @cells
