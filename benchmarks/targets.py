@@ -46,7 +46,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--networks", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=30, help="steps of each fit")
+    parser.add_argument("--steps", type=int, default=100, help="of each fit, a look every 4")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
