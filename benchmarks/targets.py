@@ -90,7 +90,10 @@ def step_times(
     in_memory: int,
     prefetch: Callable[..., Any],
 ) -> list[float]:
-    """Return the seconds of the steps of a fit, the first ones left out."""
+    """Return the seconds of the steps of a fit, the first ones left out.
+
+    How states are read is no setting of a fit, so that the module is changed for its duration.
+    """
     before = targets_module.IN_MEMORY_BYTES, Targets.prefetch
     targets_module.IN_MEMORY_BYTES = in_memory
     Targets.prefetch = prefetch  # type: ignore[method-assign]

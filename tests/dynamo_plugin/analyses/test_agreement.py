@@ -58,9 +58,9 @@ def test_correlations_and_exact_p_values(place: Place) -> None:
 
 def test_p_values_of_unrelated_distances_are_calibrated(place: Place) -> None:
     embedding = place(_points(12, 0))
-    others = [_compared(embedding.ids, _points(12, seed), str(seed)) for seed in range(1, 201)]
+    others = [_compared(embedding.ids, _points(12, seed), str(seed)) for seed in range(1, 41)]
     result = agreement(
-        embedding, distances=["theta"], metrics=others[:40], permutations=199, max_exact=0
+        embedding, distances=["theta"], metrics=others, permutations=199, max_exact=0
     )
     p_values = result.table["pearson_p"].to_numpy()  # of 820 pairs of 41 unrelated squares
     assert 0.02 < (p_values <= 0.05).mean() < 0.08
