@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import abc
 import html
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
+
+    from dynamo_plugin.analyses._origin import Origin
+    from dynamo_plugin.types import JSON
 
 __all__ = ["LONGEST_TICK", "TableResult", "plain", "plot_text", "style_figure"]
 
@@ -22,15 +27,39 @@ LONGEST_TICK = 24
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TableResult:
+class TableResult(abc.ABC):
     """Base of the results: frozen, around one tidy table."""
 
     table: pd.DataFrame
     """The result, one fact per column; `to_dataframe` gives a copy."""
+    origin: Origin | None = field(default=None, kw_only=True)
+    """What it was computed from: embedding, options, seeds."""
+    name: ClassVar[str]
+    """Registered name of the analysis."""
+    reference: ClassVar[str]
+    """Where the method comes from: papers and their DOI."""
 
     def to_dataframe(self) -> pd.DataFrame:
         """Return the table; changing it does not change the result."""
         return self.table.copy()
+
+    @abc.abstractmethod
+    def summary(self) -> dict[str, JSON]:
+        """Return the headline figures, ready for JSON."""
+
+    @abc.abstractmethod
+    def plot(self) -> go.Figure:
+        """Return the result as a Plotly figure."""
+
+    def to_json(self) -> dict[str, JSON]:
+        """Return all of it, ready for JSON: method, origin, headline figures, and the table."""
+        return {
+            "analysis": self.name,
+            "reference": self.reference,
+            "origin": None if self.origin is None else self.origin.to_json(),
+            "summary": self.summary(),
+            "table": json.loads(self.table.to_json(orient="records", double_precision=15)),
+        }
 
 
 def plain(value: Any) -> Any:

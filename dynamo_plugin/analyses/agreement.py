@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
+from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._permutation import permutation_test
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
 from dynamo_plugin.errors import DuplicateName, InvalidInput, UnknownName, suggest
@@ -54,6 +55,7 @@ class AgreementResult(TableResult):
     exact: bool
     """Whether these are all there are."""
     name: ClassVar[str] = "agreement"
+    reference: ClassVar[str] = "Mantel 1967, Cancer Research 27, 209"
 
     def summary(self) -> dict[str, JSON]:
         """Return the correlations of every two kinds of distance."""
@@ -90,6 +92,7 @@ class AgreementResult(TableResult):
         return style_figure(figure).update_yaxes(autorange="reversed", automargin=True)
 
 
+@analysis
 def agreement(
     embedding: ModelEmbedding,
     *,

@@ -11,6 +11,7 @@ import pandas as pd
 
 from dynamo_plugin.analyses._columns import Predictor, read_predictor
 from dynamo_plugin.analyses._coordinates import Distance, model_coordinates
+from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._permutation import PermutationTest, holm, permutation_test
 from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
 from dynamo_plugin.analyses.labels import LabelSource, read_labels
@@ -44,6 +45,10 @@ class AttributionResult(TableResult):
     distance: Distance
     """Which distance between models the table is about."""
     name: ClassVar[str] = "attribution"
+    reference: ClassVar[str] = (
+        "Anderson 2001, doi:10.1111/j.1442-9993.2001.01070.pp.x; McArdle and Anderson 2001, "
+        "doi:10.1890/0012-9658(2001)082[0290:FMMTCD]2.0.CO;2"
+    )
 
     def summary(self) -> dict[str, JSON]:
         """Return the figures of every column, and what was left out."""
@@ -107,6 +112,7 @@ def _by_chance(table: pd.DataFrame) -> pd.Series[float]:
     return freedom / (table["models"] - 1)
 
 
+@analysis
 def attribution(
     embedding: ModelEmbedding,
     *,

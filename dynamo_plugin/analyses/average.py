@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
-from dynamo_plugin.analyses._scores import TaskScore, align_targets
+from dynamo_plugin.analyses._scoring import TargetSource, TaskScorer
 from dynamo_plugin.analyses.labels import LabelSource, read_labels
-from dynamo_plugin.errors import InvalidInput, UnknownName, suggest
+from dynamo_plugin.errors import InvalidInput
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from dynamo_plugin.embedding import ModelEmbedding
-    from dynamo_plugin.types import JSON, OutputSpec
+    from dynamo_plugin.types import JSON
 
 __all__ = ["AverageResult", "average"]
-
-ROWS_PER_BATCH = 4096
-"""Theta-sample pairs that run at once."""
-
-TargetSource: TypeAlias = "ArrayLike | Mapping[str, ArrayLike]"
-"""Targets of all models, or output group to targets."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +42,7 @@ class AverageResult(TableResult):
     sample_count: int
     """Held-out samples that were scored."""
     name: ClassVar[str] = "average"
+    reference: ClassVar[str] = "Cotler et al. 2023, arXiv:2302.14078"
 
     def summary(self) -> dict[str, JSON]:
         """Return the scores of every group."""
@@ -120,6 +116,7 @@ class _Group:
     """Positions in the embedding, of one output group."""
 
 
+@analysis
 def average(
     embedding: ModelEmbedding,
     *,
@@ -160,7 +157,6 @@ def average(
         If the population is no longer there.
     """
     groups = _groups(embedding, labels)
-    outputs = {output.group: output for output in embedding.meta_model.spec.outputs}
     tables, centroids = {}, {}
     for output_group in sorted(set(embedding.output_groups)):
         here = [
@@ -168,9 +164,8 @@ def average(
             for place, group in enumerate(groups)
             if embedding.output_groups[group.members[0]] == output_group
         ]
-        aligned = _targets(embedding, outputs[output_group], targets)
         means = torch.stack([embedding.thetas[groups[place].members].mean(0) for place in here])
-        scored = _score(embedding, outputs[output_group], means, aligned)
+        scored = _score(embedding, output_group, means, targets)
         for position, place in enumerate(here):
             tables[place] = _row(groups[place], scored, position)
             centroids[place] = means[position].numpy()
@@ -222,80 +217,23 @@ def _groups(embedding: ModelEmbedding, labels: LabelSource | None) -> list[_Grou
     return groups
 
 
-def _targets(
-    embedding: ModelEmbedding, output: OutputSpec, targets: TargetSource | None
-) -> NDArray[Any]:
-    population = embedding.population
-    if isinstance(targets, Mapping):
-        for group in targets:
-            if group not in embedding.output_groups:
-                raise UnknownName(
-                    f"Targets are given for the output group {group!r}. "
-                    f"{suggest(str(group), set(embedding.output_groups))}"
-                )
-        targets = targets.get(output.group)
-    elif targets is None:
-        targets = population.inputs.targets
-    if targets is None:
-        raise InvalidInput(
-            f"The average of networks is scored on their task, and there are no targets for the "
-            f"output group {output.group!r}. Capture them with targets=..., or give targets here."
-        )
-    return align_targets(population, output, targets)
-
-
 def _score(
-    embedding: ModelEmbedding, output: OutputSpec, centroids: Tensor, targets: NDArray[Any]
+    embedding: ModelEmbedding,
+    group: str,
+    centroids: Tensor,
+    targets: TargetSource | None,
 ) -> _Scores:
-    """Run all members and centroids of an output group on the held-out samples."""
-    population = embedding.population
-    members = [i for i, group in enumerate(embedding.output_groups) if group == output.group]
-    samples = embedding.held_out_samples
-    batch_size = max(ROWS_PER_BATCH // (len(members) + len(centroids)), 1)
-    chosen = targets[_rows(population.offsets, samples.numpy(), output)]
-    thetas = torch.cat([embedding.thetas[members], centroids])
-    score = TaskScore(chosen, models=len(thetas))
-    with torch.no_grad():
-        for chunk in torch.split(samples, batch_size):
-            batch = population.inputs.batch(chunk.numpy())
-            emulated = embedding.meta_model(
-                batch.values[None], thetas[:, None], batch.lengths[None]
-            ).outputs[output.group]
-            if output.axis == "time":
-                real = torch.arange(emulated.shape[2]) < batch.lengths[:, None]
-                emulated = emulated[:, real]
-            rows = _rows(population.offsets, chunk.numpy(), output)
-            score.add(emulated.reshape(len(thetas), len(rows), -1).numpy(), targets[rows])
-    values = score.values()
+    """Score all members and centroids of an output group on the held-out samples."""
+    members = [i for i, of_model in enumerate(embedding.output_groups) if of_model == group]
+    scorer = TaskScorer(embedding, targets=targets, output_group=group)
+    emulated = scorer.thetas(torch.cat([embedding.thetas[members], centroids])).values
+    base = scorer.recorded([embedding.ids[member] for member in members]).values
     return _Scores(
-        score.kind,
-        values[len(members) :],
-        dict(zip(members, values.tolist(), strict=False)),
-        {member: _base_score(embedding, member, chosen) for member in members},
+        scorer.kind,
+        emulated[len(members) :],
+        dict(zip(members, emulated.tolist(), strict=False)),
+        dict(zip(members, base.tolist(), strict=True)),
     )
-
-
-def _base_score(embedding: ModelEmbedding, member: int, targets: NDArray[Any]) -> float:
-    stored = embedding.population.outputs(
-        embedding.ids[member], samples=embedding.held_out_samples.numpy()
-    )
-    score = TaskScore(targets, models=1)
-    score.add(stored.reshape(1, len(stored), -1), targets)
-    return float(score.values()[0])
-
-
-def _rows(
-    offsets: NDArray[np.int64], samples: NDArray[np.int64], output: OutputSpec
-) -> NDArray[np.int64]:
-    """Return where the outputs of some samples lie among those of all."""
-    if output.axis == "sample":
-        return samples
-    lengths = np.diff(offsets)[samples]
-    before = np.cumsum(lengths) - lengths
-    rows: NDArray[np.int64] = np.repeat(offsets[samples] - before, lengths) + np.arange(
-        lengths.sum()
-    )
-    return rows
 
 
 def _row(group: _Group, scored: _Scores, position: int) -> dict[str, Any]:

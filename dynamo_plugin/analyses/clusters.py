@@ -27,6 +27,7 @@ from dynamo_plugin.analyses._label_agreement import (
     one_hot,
     silhouette,
 )
+from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._permutation import permutation_test
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
 from dynamo_plugin.analyses.labels import LabelSource, read_groups
@@ -82,6 +83,7 @@ class ClustersResult(TableResult):
     note: str
     """Why the silhouette of the clusters is missing; empty if it is not."""
     name: ClassVar[str] = "clusters"
+    reference: ClassVar[str] = "Rousseeuw 1987, doi:10.1016/0377-0427(87)90125-7"
 
     def summary(self) -> dict[str, JSON]:
         """Return every statistic and, as `<statistic>_p`, its p-value."""
@@ -145,6 +147,7 @@ class ClustersResult(TableResult):
         )
 
 
+@analysis
 def clusters(
     embedding: ModelEmbedding,
     *,

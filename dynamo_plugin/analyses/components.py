@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 
 from dynamo_plugin.analyses._dimension import neighbour_dimensions, participation_ratio
+from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
 from dynamo_plugin.errors import InvalidInput
 
@@ -44,6 +45,7 @@ class ComponentsResult(TableResult):
     ones), `value`, `low` and `high` (95 % confidence), `networks` it rests on, `note`. What is
     missing is explained by the note."""
     name: ClassVar[str] = "components"
+    reference: ClassVar[str] = "Pearson 1901, doi:10.1080/14786440109462720"
 
     @property
     def components_for_95(self) -> int:
@@ -89,6 +91,7 @@ class ComponentsResult(TableResult):
         return style_figure(figure)
 
 
+@analysis
 def components(embedding: ModelEmbedding) -> ComponentsResult:
     """Principal component analysis of the thetas (Pearson 1901, doi:10.1080/14786440109462720).
 

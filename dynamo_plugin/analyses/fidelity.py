@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import pandas as pd
 import torch
 
+from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.training import OwnReadouts, Targets, compares_decisions, evaluate
@@ -36,6 +37,7 @@ class FidelityResult(TableResult):
     threshold: float
     """Hidden R2 from which a model counts as interpretable."""
     name: ClassVar[str] = "fidelity"
+    reference: ClassVar[str] = "Cotler et al. 2023, arXiv:2302.14078"
 
     @property
     def below_threshold(self) -> tuple[str, ...]:
@@ -109,6 +111,7 @@ class FidelityResult(TableResult):
         ).update_yaxes(automargin=True)
 
 
+@analysis
 def fidelity(
     embedding: ModelEmbedding,
     *,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 
+from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._permutation import (
     ROUNDING,
     holm,
@@ -61,6 +62,7 @@ class NullResult(TableResult):
     omitted: dict[str, str]
     """Statistic to the reason why it has no null."""
     name: ClassVar[str] = "null"
+    reference: ClassVar[str] = "Phipson and Smyth 2010, doi:10.2202/1544-6115.1585"
 
     def summary(self) -> dict[str, JSON]:
         """Return the figures of every statistic."""
@@ -111,6 +113,7 @@ class NullResult(TableResult):
         return style_figure(figure).update_yaxes(automargin=True)
 
 
+@analysis
 def null(
     embedding: ModelEmbedding,
     *,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.embedding.model_embedding import ModelEmbedding
     from dynamo_plugin.types import SequenceBatch
 
-__all__ = ["functional_distances", "pullback_metric"]
+__all__ = ["functional_distances", "pairs_at_once", "pullback_metric", "rendered_states"]
 
 PAIRS = 2048
 """Most pairs of a model and a sample that run at once."""
@@ -73,7 +73,7 @@ def functional_distances(embedding: ModelEmbedding) -> NDArray[np.float64]:
     """
     gram = torch.zeros(len(embedding), len(embedding), dtype=torch.float64)
     samples = embedding.held_out_samples
-    pairs = min(PAIRS, ROWS // _rows_per_sample(embedding, samples))
+    pairs = pairs_at_once(embedding, samples)
     count = 0
     for chunk in samples.split(max(pairs // len(embedding), 1)):
         batch = embedding.population.inputs.batch(chunk.numpy())
@@ -88,6 +88,11 @@ def functional_distances(embedding: ModelEmbedding) -> NDArray[np.float64]:
     distances = squared.clamp(min=0).sqrt().fill_diagonal_(0).numpy()
     symmetric: NDArray[np.float64] = (distances + distances.T) / 2
     return symmetric
+
+
+def pairs_at_once(embedding: ModelEmbedding, samples: Tensor) -> int:
+    """Return how many pairs of a model and one of some samples may run at once; at least one."""
+    return max(min(PAIRS, ROWS // _rows_per_sample(embedding, samples)), 1)
 
 
 def _rows_per_sample(embedding: ModelEmbedding, samples: Tensor) -> int:

@@ -37,3 +37,14 @@ def test_every_built_in_loads_and_keeps_its_contract(kind: str, name: str) -> No
         assert not inspect.isabstract(target)
     elif kind == "loss":
         assert list(inspect.signature(target).parameters) == ["prediction", "target", "mask"]
+
+
+def test_every_analysis_has_a_result_that_cites_its_method() -> None:
+    import dynamo_plugin.analyses as analyses
+    from dynamo_plugin.analyses import TableResult
+
+    results = {kind.name: kind for kind in TableResult.__subclasses__() if hasattr(kind, "name")}
+    for name in REGISTRY.names("analysis"):
+        result = results[name]
+        assert result.__name__ in analyses.__all__
+        assert "doi:" in result.reference or "arXiv:" in result.reference or "," in result.reference

@@ -1,4 +1,4 @@
-"""Task scores of many networks at once, added up batch by batch."""
+"""Right answers of a task, laid out like the outputs of networks."""
 
 from __future__ import annotations
 
@@ -14,47 +14,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.store import Population
     from dynamo_plugin.types import OutputSpec
 
-__all__ = ["TaskScore", "align_targets"]
-
-
-class TaskScore:
-    """Accuracy of decisions for classes, R2 for real targets.
-
-    R2 is 1 - sum of squared errors / sum of squares about the mean of each channel, both summed
-    over channels.
-
-    Parameters
-    ----------
-    targets
-        (sample or row,) integer classes, or (sample or row, channel) numbers.
-    """
-
-    def __init__(self, targets: NDArray[Any], *, models: int) -> None:
-        self.kind = "accuracy" if targets.ndim == 1 else "r2"
-        self._sums = np.zeros(models)
-        self._count = len(targets)
-        if self.kind == "r2":
-            self._total = float(((targets - targets.mean(0)) ** 2).sum())
-            if not self._total > 0:
-                raise InvalidInput(
-                    "R2 needs targets that vary; these are constant on the scored samples. Give "
-                    "integer classes for accuracy, or use more samples."
-                )
-
-    def add(self, outputs: NDArray[Any], targets: NDArray[Any]) -> None:
-        """Count outputs (model, sample or row, channel) of some of the samples."""
-        if self.kind == "accuracy":
-            one = outputs.shape[-1] == 1
-            decided = outputs[..., 0] > 0 if one else outputs.argmax(-1)
-            self._sums += (decided == targets).sum(-1)
-        else:
-            self._sums += ((outputs.astype(np.float64) - targets) ** 2).sum((-2, -1))
-
-    def values(self) -> NDArray[np.float64]:
-        """Return (model,) scores."""
-        if self.kind == "accuracy":
-            return self._sums / self._count
-        return 1 - self._sums / self._total
+__all__ = ["align_targets"]
 
 
 def align_targets(population: Population, output: OutputSpec, targets: ArrayLike) -> NDArray[Any]:
