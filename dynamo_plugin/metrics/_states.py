@@ -16,6 +16,13 @@ __all__ = ["LEAST_SAMPLES", "Floats", "as_array", "as_samples", "centred", "chec
 Floats: TypeAlias = "NDArray[np.floating[Any]]"
 """float32 or float64."""
 
+_SAFE = 1e10
+"""States are scaled first where one is larger than this or all are smaller than its inverse, so
+that squares neither overflow nor vanish."""
+
+_STRIP = 64
+"""Samples that are transposed at once."""
+
 LEAST_SAMPLES = 4
 """Fewer samples than this say nothing; unbiased estimates need as many."""
 
@@ -106,21 +113,38 @@ def centred(states: Floats) -> Floats:
         If the states are the same for every sample.
     """
     dtype = states.dtype
-    deviations = np.array(states.T, order="C")
-    largest = max(float(states.max()), -float(states.min()))
-    # one factor, so that squares neither overflow nor vanish
-    deviations /= dtype.type(largest or 1)
+    deviations = _transposed(states)
+    largest = max(float(deviations.max()), -float(deviations.min())) or 1.0
+    if not 1 / _SAFE < largest < _SAFE:
+        deviations /= dtype.type(largest)
+        largest = 1.0
+    eps = float(np.finfo(dtype).eps)
     share = np.full(deviations.shape[1], 1 / deviations.shape[1], dtype)
-    for _ in range(2):  # what rounding leaves of large offsets goes with the second
-        deviations -= (deviations @ share)[:, None]
-    norm = float(np.sqrt(np.vdot(deviations, deviations)))
-    if norm <= 4 * np.finfo(dtype).eps * np.sqrt(states.size):
+    deviations -= (deviations @ share)[:, None]
+    norm = _norm(deviations)
+    left = deviations @ share
+    if float(np.abs(left).max()) * deviations.size**0.5 > 8 * eps * norm:
+        deviations -= left[:, None]  # what rounding left of large offsets
+        norm = _norm(deviations)
+    if norm <= 4 * eps * np.sqrt(states.size) * largest:
         raise InvalidInput(
             "Expected states that differ between samples; every unit is constant, so that there is "
             "nothing to compare. Choose another site, or other samples."
         )
     deviations /= dtype.type(norm)
     return deviations
+
+
+def _transposed(states: Floats) -> Floats:
+    """Return (unit, sample), contiguous; a strip at a time, which is what a cache holds."""
+    turned: Floats = np.empty(states.shape[::-1], states.dtype)
+    for start in range(0, len(states), _STRIP):
+        turned[:, start : start + _STRIP] = states[start : start + _STRIP].T
+    return turned
+
+
+def _norm(values: Floats) -> float:
+    return float(np.sqrt(np.vdot(values, values)))
 
 
 def check_same_samples(first: int, second: int) -> None:
