@@ -15,7 +15,7 @@ __all__ = ["best_residuals"]
 
 _Real = TypeVar("_Real", bound="np.floating[Any]")
 
-_ROUNDS = ((60, 5), (100, 2), (300, 1))
+_ROUNDS = ((60, 10), (100, 5), (200, 2), (300, 1))
 """Steps, and how many of the best go on to the next round."""
 _TOLERANCE = 1e-8  # norm of the gradient at which a step no longer matters
 _CACHED = 2**17  # bytes of one array of matrices that are worked on together
