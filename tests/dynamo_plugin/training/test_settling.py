@@ -75,3 +75,9 @@ def test_no_more_samples_are_run_than_a_solution_needs(
     monkeypatch.setattr(meta_model, "forward", forward)
     settling.settle(objective, targets, torch.arange(10))
     assert sum(seen) == 3  # of 4, 1 and 6 steps
+
+
+def test_copies_of_a_sample_share_a_number() -> None:
+    places = settling._first_places(torch.tensor([5, 2, 5, 9, 2, 2]))
+    assert places.tolist() == [0, 1, 0, 3, 1, 1]
+    assert settling._first_places(torch.tensor([7, 1, 4])).tolist() == [0, 1, 2]
