@@ -186,3 +186,8 @@ def dynamo_register_analyses(register: Register) -> None:
         "dynamo_plugin.analyses:average",
         summary="The rendered centroid of each group beside its members",
     )
+    register(
+        "uncertainty",
+        "dynamo_plugin.analyses:uncertainty",
+        summary="Where networks lie over seeds and bootstrap samples, and how surely",
+    )

@@ -12,6 +12,7 @@ from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
 from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.null import NullResult, null
 from dynamo_plugin.analyses.run import analyse
+from dynamo_plugin.analyses.uncertainty import UncertaintyResult, uncertainty
 
 __all__ = [
     "AgreementResult",
@@ -23,6 +24,7 @@ __all__ = [
     "Labels",
     "NullResult",
     "TableResult",
+    "UncertaintyResult",
     "agreement",
     "analyse",
     "attribution",
@@ -34,4 +36,5 @@ __all__ = [
     "plain",
     "plot_text",
     "read_labels",
+    "uncertainty",
 ]
