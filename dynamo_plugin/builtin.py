@@ -191,3 +191,8 @@ def dynamo_register_analyses(register: Register) -> None:
         "dynamo_plugin.analyses:uncertainty",
         summary="Where networks lie over seeds and bootstrap samples, and how surely",
     )
+    register(
+        "training_trajectory",
+        "dynamo_plugin.analyses:training_trajectory",
+        summary="Paths of training runs through the embedding of their checkpoints",
+    )

@@ -12,6 +12,10 @@ from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
 from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.null import NullResult, null
 from dynamo_plugin.analyses.run import analyse
+from dynamo_plugin.analyses.training_trajectory import (
+    TrainingTrajectoryResult,
+    training_trajectory,
+)
 from dynamo_plugin.analyses.uncertainty import UncertaintyResult, uncertainty
 
 __all__ = [
@@ -24,6 +28,7 @@ __all__ = [
     "Labels",
     "NullResult",
     "TableResult",
+    "TrainingTrajectoryResult",
     "UncertaintyResult",
     "agreement",
     "analyse",
@@ -36,5 +41,6 @@ __all__ = [
     "plain",
     "plot_text",
     "read_labels",
+    "training_trajectory",
     "uncertainty",
 ]
