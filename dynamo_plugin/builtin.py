@@ -192,6 +192,11 @@ def dynamo_register_analyses(register: Register) -> None:
         summary="Where networks lie over seeds and bootstrap samples, and how surely",
     )
     register(
+        "output_weight_sweep",
+        "dynamo_plugin.analyses:output_weight_sweep",
+        summary="What dynamics separate and what outputs separate: one fit per output weight",
+    )
+    register(
         "training_trajectory",
         "dynamo_plugin.analyses:training_trajectory",
         summary="Paths of training runs through the embedding of their checkpoints",

@@ -11,6 +11,10 @@ from dynamo_plugin.analyses.components import ComponentsResult, components
 from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
 from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.null import NullResult, null
+from dynamo_plugin.analyses.output_weight_sweep import (
+    OutputWeightSweepResult,
+    output_weight_sweep,
+)
 from dynamo_plugin.analyses.run import analyse
 from dynamo_plugin.analyses.training_trajectory import (
     TrainingTrajectoryResult,
@@ -27,6 +31,7 @@ __all__ = [
     "FidelityResult",
     "Labels",
     "NullResult",
+    "OutputWeightSweepResult",
     "TableResult",
     "TrainingTrajectoryResult",
     "UncertaintyResult",
@@ -38,6 +43,7 @@ __all__ = [
     "components",
     "fidelity",
     "null",
+    "output_weight_sweep",
     "plain",
     "plot_text",
     "read_labels",
