@@ -42,6 +42,11 @@ def _noisy(embedding: ModelEmbedding, count: int, noise: float) -> list[ModelEmb
     return _fits(embedding, [own + noise * rng.normal(size=own.shape) for _ in range(count)])
 
 
+def _shorter(embedding: ModelEmbedding) -> ModelEmbedding:
+    """Return an embedding whose refits take three steps."""
+    return dataclasses.replace(embedding, config=dataclasses.replace(embedding.config, steps=3))
+
+
 @pytest.fixture(scope="session")
 def made(embedding: ModelEmbedding) -> UncertaintyResult:
     """Two fits with other seeds and three on bootstrap samples."""
@@ -156,7 +161,7 @@ def test_bootstrap_samples_are_drawn_with_replacement_from_the_training_samples(
 
 
 def test_bootstrap_alone(embedding: ModelEmbedding) -> None:
-    result = uncertainty(embedding, refits=0, bootstrap=2, seed=3, **QUIET)
+    result = uncertainty(_shorter(embedding), refits=0, bootstrap=2, seed=3, **QUIET)
     assert result.sources["source"].tolist() == ["bootstrap"]
     assert result.fits["source"].tolist() == ["reference", "bootstrap", "bootstrap"]
 
@@ -209,7 +214,7 @@ def test_folders_order_and_length_of_theta_do_not_matter(
 def test_several_output_groups_and_layers(
     per_step_embedding: ModelEmbedding, two_stage_embedding: ModelEmbedding
 ) -> None:
-    groups = uncertainty(per_step_embedding, refits=1, **QUIET)
+    groups = uncertainty(_shorter(per_step_embedding), refits=1, **QUIET)
     assert groups.table["fits"].tolist() == [2] * 6
     layers = uncertainty(two_stage_embedding, refits=1, bootstrap=2, **QUIET)
     assert len(layers.table) == 8

@@ -117,3 +117,23 @@ def test_an_interrupted_fit_is_no_fit(
     monkeypatch.setattr(trainer.Trainer, "_goes_on", interrupted)
     with pytest.raises(KeyboardInterrupt):
         refit(embedding, [embedding.config] * 2, device="cpu", progress=False)
+
+
+def test_fits_that_run_together_are_those_that_run_alone(write_population: Write) -> None:
+    from dynamo_plugin.training import Trainer, run_together
+
+    embedding = dp.fit(_write(write_population), **SETTINGS)
+    drawn = embedding.training_samples[torch.tensor([0, 0, 1, 3, 3, 3, 5])]
+    configs = [
+        embedding.config,
+        dataclasses.replace(embedding.config, output_weight=0.0),
+        dataclasses.replace(embedding.config, output_weight=5.0),
+    ]
+    samples = [(drawn, embedding.held_out_samples), None, None]
+    alone = refit(embedding, configs, samples=samples, device="cpu", progress=False)
+    trainers = [
+        Trainer(embedding.population, config, device=torch.device("cpu"), samples=part)
+        for config, part in zip(configs, samples, strict=True)
+    ]
+    for found, expected in zip(run_together(trainers), alone, strict=True):
+        torch.testing.assert_close(found.thetas, expected.thetas, rtol=1e-3, atol=1e-4)
