@@ -186,3 +186,18 @@ def dynamo_register_analyses(register: Register) -> None:
         "dynamo_plugin.analyses:average",
         summary="The rendered centroid of each group beside its members",
     )
+    register(
+        "uncertainty",
+        "dynamo_plugin.analyses:uncertainty",
+        summary="Where networks lie over seeds and bootstrap samples, and how surely",
+    )
+    register(
+        "output_weight_sweep",
+        "dynamo_plugin.analyses:output_weight_sweep",
+        summary="What dynamics separate and what outputs separate: one fit per output weight",
+    )
+    register(
+        "training_trajectory",
+        "dynamo_plugin.analyses:training_trajectory",
+        summary="Paths of training runs through the embedding of their checkpoints",
+    )

@@ -11,7 +11,16 @@ from dynamo_plugin.analyses.components import ComponentsResult, components
 from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
 from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.null import NullResult, null
+from dynamo_plugin.analyses.output_weight_sweep import (
+    OutputWeightSweepResult,
+    output_weight_sweep,
+)
 from dynamo_plugin.analyses.run import analyse
+from dynamo_plugin.analyses.training_trajectory import (
+    TrainingTrajectoryResult,
+    training_trajectory,
+)
+from dynamo_plugin.analyses.uncertainty import UncertaintyResult, uncertainty
 
 __all__ = [
     "AgreementResult",
@@ -22,7 +31,10 @@ __all__ = [
     "FidelityResult",
     "Labels",
     "NullResult",
+    "OutputWeightSweepResult",
     "TableResult",
+    "TrainingTrajectoryResult",
+    "UncertaintyResult",
     "agreement",
     "analyse",
     "attribution",
@@ -31,7 +43,10 @@ __all__ = [
     "components",
     "fidelity",
     "null",
+    "output_weight_sweep",
     "plain",
     "plot_text",
     "read_labels",
+    "training_trajectory",
+    "uncertainty",
 ]

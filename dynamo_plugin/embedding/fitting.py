@@ -13,6 +13,7 @@ from typing import Any, overload
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from dynamo_plugin.embedding.devices import default_device
 from dynamo_plugin.embedding.model_embedding import ModelEmbedding, Provenance
@@ -29,7 +30,7 @@ from dynamo_plugin.training import (
     run_together,
 )
 
-__all__ = ["fit"]
+__all__ = ["fit", "make_embedding", "run_fits"]
 
 
 @overload
@@ -169,8 +170,8 @@ def fit(
                 folder = CheckpointFolder(place, identity=own, resume=resume)
                 stack.callback(folder.close)
             folders.append(folder)
-        fitted = _run(population, configs, folders, where, callbacks, progress=progress)
-    embeddings = tuple(_embedding(population, found, hashes, where) for found in fitted)
+        fitted = run_fits(population, configs, folders, where, callbacks, progress=progress)
+    embeddings = tuple(make_embedding(population, found, hashes, where) for found in fitted)
     return embeddings[0] if seeds is None else embeddings
 
 
@@ -190,7 +191,7 @@ def _configs(settings: dict[str, Any], seeds: int | Sequence[int] | None) -> lis
     return [dataclasses.replace(config, seed=seed) for seed in chosen]
 
 
-def _run(
+def run_fits(
     population: Population,
     configs: Sequence[FitConfig],
     folders: Sequence[CheckpointFolder | None],
@@ -198,11 +199,31 @@ def _run(
     callbacks: Sequence[Callback],
     *,
     progress: bool,
+    samples: Sequence[tuple[Tensor, Tensor] | None] | None = None,
 ) -> list[FittedModels]:
-    """Return what every fit finds, of those that were begun before one was interrupted."""
+    """Return what every fit finds, of those that were begun before one was interrupted.
+
+    Parameters
+    ----------
+    population
+        What is embedded.
+    configs
+        Settings of every fit.
+    folders
+        Where each is kept; None for nowhere.
+    device
+        Where to train.
+    callbacks
+        Watch the first.
+    progress
+        Whether to show bars.
+    samples
+        Training and held-out samples of each, see `Trainer`; None for what its settings say.
+    """
+    parts = samples or [None] * len(configs)
     found: list[FittedModels] = []
     trainers: list[Trainer] = []
-    for number, (config, folder) in enumerate(zip(configs, folders, strict=True)):
+    for number, (config, folder, part) in enumerate(zip(configs, folders, parts, strict=True)):
         # On a CPU, what a call computes takes longer than the call: one fit after the other.
         alone = device.type == "cpu" or len(configs) == 1
         bar = [ProgressBar()] if progress and (alone or number == 0) else []
@@ -213,6 +234,7 @@ def _run(
             callbacks=[*bar, *(callbacks if number == 0 else ())],
             checkpoints=folder,
             targets=trainers[0].targets if trainers else None,
+            samples=part,
         )
         trainers.append(trainer)
         if alone:
@@ -222,9 +244,10 @@ def _run(
     return found or run_together(trainers)
 
 
-def _embedding(
+def make_embedding(
     population: Population, fitted: FittedModels, hashes: dict[str, str], device: torch.device
 ) -> ModelEmbedding:
+    """Return what a fit found as an embedding."""
     if fitted.stopped == "interrupted":
         warnings.warn(
             f"The fit was interrupted after {fitted.step} of {fitted.config.steps} steps; this is "

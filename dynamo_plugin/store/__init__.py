@@ -9,7 +9,7 @@ from dynamo_plugin.store._plan import ModelBlocks, Plan, strided_rows
 from dynamo_plugin.store._values import are_finite
 from dynamo_plugin.store.computed import ComputedModel, ComputedPopulation
 from dynamo_plugin.store.inputs import PopulationInputs
-from dynamo_plugin.store.joining import join_populations
+from dynamo_plugin.store.joining import join_populations, select_models
 from dynamo_plugin.store.model_status import ModelStatus
 from dynamo_plugin.store.model_writer import ModelWriter
 from dynamo_plugin.store.projections import (
@@ -51,6 +51,7 @@ __all__ = [
     "projected_shape",
     "random_projection",
     "read_blocks",
+    "select_models",
     "strided_rows",
     "verify_population",
     "weigh_inputs",

@@ -35,7 +35,7 @@ def settle(
     targets
         Reads the stored states.
     samples
-        (sample,) int64 indices, in random order.
+        (sample,) int64 indices, in random order; repeats are allowed.
     readouts
         Whether readouts are fitted too, see `Readings`.
     """
@@ -50,6 +50,7 @@ def settle(
     readings = Readings(objective)
     solved = len(targets.first_with_rows(samples, rows)) if settled else 0
     read = readings.samples_wanted(targets, samples) if readouts else 0
+    numbers = _first_places(samples)
     with readings:
         for models in torch.arange(len(thetas)).split(64):
             here = models.to(thetas.device)
@@ -62,7 +63,7 @@ def settle(
                         batch.inputs[None], thetas[here][:, None], batch.lengths[None]
                     )
                     if start < read:
-                        readings.add(batch, trajectory, here, places)
+                        readings.add(batch, trajectory, here, numbers[places])
                     for stage, maps, moments in settled if start < solved else ():
                         target = maps.normalise(batch.states[stage], here)
                         mask, states = batch.masks[stage], trajectory.states[stage]
@@ -73,3 +74,14 @@ def settle(
         maps.forget()
     if readouts:
         readings.fit()
+
+
+def _first_places(samples: Tensor) -> Tensor:
+    """Return (sample,): where each sample occurs first.
+
+    What is repeated has one number, so that no copy of a sample judges what another was fitted to.
+    """
+    distinct, which = samples.unique(return_inverse=True)
+    places = torch.arange(len(samples))
+    first = places.new_full((len(distinct),), len(samples))
+    return first.scatter_reduce(0, which, places, "amin")[which]

@@ -269,10 +269,8 @@ class Targets:
         if group in self._outputs:
             stored = self._outputs[group]
             if spec.axis == "time":
-                chosen = torch.zeros(len(self._offsets) - 1, dtype=torch.bool)
-                chosen[samples] = True
-                keep = chosen.repeat_interleave(self._offsets.diff())
-                stored = stored[:, keep]
+                rows, real = _padded_rows(self._offsets, samples)
+                stored = stored[:, rows[real]]
             else:
                 stored = stored[:, samples]
         values = stored.double().flatten(0, 1)

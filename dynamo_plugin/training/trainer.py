@@ -96,6 +96,9 @@ class Trainer:
     targets
         Those of another fit of the same population, with the same sites and processes, so that
         states are read once; None to make them.
+    samples
+        (sample,) indices of the training samples, repeats allowed, and of those that are kept
+        aside; None to split all as the settings say.
 
     Raises
     ------
@@ -114,6 +117,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         checkpoints: CheckpointFolder | None = None,
         targets: Targets | None = None,
+        samples: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.ids = population.ids
         self.ranks = Ranks.current()
@@ -131,7 +135,7 @@ class Trainer:
         self._device = device
         self._callbacks = list(callbacks) if self.ranks.rank == 0 else []
         self._checkpoints = checkpoints
-        self.training_samples, self.held_out_samples = split_samples(
+        self.training_samples, self.held_out_samples = samples or split_samples(
             len(population.sample_ids), held_out=config.held_out, seed=config.seed
         )
         latest = None if checkpoints is None else checkpoints.latest

@@ -118,3 +118,30 @@ def place(
         )
 
     return place
+
+
+@pytest.fixture(scope="session")
+def two_stage_embedding() -> dp.ModelEmbedding:
+    """Four convolutional networks of three classes, recorded at two layers."""
+    torch.manual_seed(0)
+    networks = {
+        f"cnn-{index}": nn.Sequential(
+            nn.Conv2d(1, 3 + index, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(3 + index, 4, 3, padding=1),
+            nn.Flatten(),
+            nn.Linear(64, 3),
+        )
+        for index in range(4)
+    }
+    inputs = torch.randn(12, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    population = dp.capture(networks, inputs, {}, layers=["0", "2"], progress=False)
+    return dp.fit(
+        population,
+        device="cpu",
+        family="resnet",
+        family_options={"blocks": [1, 1], "width": 4},
+        embedding_dim=2,
+        steps=3,
+        progress=False,
+    )

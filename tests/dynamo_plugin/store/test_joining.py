@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dynamo_plugin.errors import DuplicateName, InvalidInput, UnknownName
-from dynamo_plugin.store import Population, join_populations
+from dynamo_plugin.store import Population, join_populations, select_models
 
 Write = Callable[..., Population]
 LENGTHS = [2, 3]
@@ -58,3 +58,21 @@ def test_what_cannot_be_joined(write_population: Write) -> None:
     joined = join_populations(one, _written(write_population, "see"))
     with pytest.raises(UnknownName, match="Did you mean 'see'"):
         joined.states("sea")
+
+
+def test_some_models_in_another_order(write_population: Write, tmp_path: Path) -> None:
+    one = _written(write_population, "a", "b", store=str(tmp_path / "one.zarr"))
+    two = _written(write_population, "c", store=str(tmp_path / "two.zarr"))
+    joined = join_populations(one, two)
+    some = select_models(joined, ["c", "a"])
+    assert some.ids == ("c", "a")
+    assert some.metadata["kind"].tolist() == ["C", "A"]
+    for model, part in (("c", two), ("a", one)):
+        np.testing.assert_array_equal(some.states(model), part.states(model))
+        np.testing.assert_array_equal(some.outputs(model), part.outputs(model))
+    with pytest.raises(UnknownName, match="'b'"):
+        some.states("b")
+    assert select_models(one, ("a", "b")) is one
+    assert select_models(one, ("b",)).ids == ("b",)
+    with pytest.raises(UnknownName, match="'d'"):
+        select_models(joined, ["a", "d"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge
+from torch import Tensor
 
 from dynamo_plugin.losses import l2
 from dynamo_plugin.metamodels import AffineStateMaps, GRUMetaModel, StageMaps
@@ -13,6 +14,8 @@ from dynamo_plugin.metamodels.state_maps._base import RIDGE
 from dynamo_plugin.store import Population
 from dynamo_plugin.training import Targets, evaluation, settling
 from dynamo_plugin.training.objective import Objective
+from dynamo_plugin.training.readings import Readings
+from dynamo_plugin.training.targets import TargetBatch
 from dynamo_plugin.types import Trajectory
 
 
@@ -75,3 +78,37 @@ def test_no_more_samples_are_run_than_a_solution_needs(
     monkeypatch.setattr(meta_model, "forward", forward)
     settling.settle(objective, targets, torch.arange(10))
     assert sum(seen) == 3  # of 4, 1 and 6 steps
+
+
+def test_copies_of_a_sample_share_a_number(
+    ragged: Population, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    class Spy(Readings):
+        def samples_wanted(self, targets: Targets, samples: Tensor) -> int:
+            return len(samples)
+
+        def add(
+            self, batch: TargetBatch, trajectory: Trajectory, models: Tensor, places: Tensor
+        ) -> None:
+            seen.extend(places.tolist())
+
+        def fit(self) -> None:
+            pass
+
+    monkeypatch.setattr(settling, "Readings", Spy)
+    targets = Targets(ragged, sites=None, device=torch.device("cpu"))
+    maps_of = StageMaps(
+        "affine",
+        {"hidden": 4},
+        {"hidden": targets.units("hidden")},
+        embedding_dim=2,
+        solver="gradient",
+    )
+    meta_model = GRUMetaModel(ragged.population_spec, embedding_dim=2, units=4)
+    objective = Objective(meta_model, maps_of, torch.randn(3, 2), hidden_loss=l2, outputs={})
+    for samples, numbers in (([5, 2, 5, 9, 2, 2], [0, 1, 0, 3, 1, 1]), ([7, 1, 4], [0, 1, 2])):
+        seen.clear()
+        settling.settle(objective, targets, torch.tensor(samples), readouts=True)
+        assert seen == numbers

@@ -30,10 +30,10 @@ def targets(
 def test_batches_are_the_stored_rows(
     targets: Targets, ragged: Population, models: list[int]
 ) -> None:
-    samples = [6, 1, 3]
+    samples = [6, 1, 3, 1]
     batch = targets.batch(torch.tensor(models), torch.tensor(samples))
-    assert batch.lengths.tolist() == [6, 1, 3]
-    assert batch.states["hidden"].shape == (len(models), 3, 6, 4)
+    assert batch.lengths.tolist() == [6, 1, 3, 1]
+    assert batch.states["hidden"].shape == (len(models), 4, 6, 4)
     for position, model in enumerate(models):
         rows = ragged.states(ragged.ids[model])
         for place, sample in enumerate(samples):
@@ -74,8 +74,10 @@ def test_statistics_match_numpy(
         assert scale[model].item() == pytest.approx(np.sqrt(rows.var(0).mean()), rel=1e-6)
 
 
-def test_output_variance_matches_numpy(targets: Targets, ragged: Population) -> None:
-    samples = [1, 4, 9]
+@pytest.mark.parametrize("samples", [[1, 4, 9], [1, 4, 4, 9]])
+def test_output_variance_matches_numpy(
+    targets: Targets, ragged: Population, samples: list[int]
+) -> None:
     rows = ragged.outputs("b", samples=samples).astype(np.float64)
     assert targets.output_variance("value", torch.tensor(samples)) == pytest.approx(
         rows.var(0).mean(), rel=1e-6
