@@ -186,3 +186,8 @@ def dynamo_register_analyses(register: Register) -> None:
         "dynamo_plugin.analyses:average",
         summary="The rendered centroid of each group beside its members",
     )
+    register(
+        "landscape",
+        "dynamo_plugin.analyses:landscape",
+        summary="The task score over a plane of thetas, and whether its best point beats the rest",
+    )
