@@ -9,6 +9,7 @@ from dynamo_plugin.analyses.average import AverageResult, average
 from dynamo_plugin.analyses.clusters import ClustersResult, clusters
 from dynamo_plugin.analyses.components import ComponentsResult, components
 from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
+from dynamo_plugin.analyses.interpolation import InterpolationResult, interpolation
 from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.landscape import LandscapeResult, landscape
 from dynamo_plugin.analyses.null import NullResult, null
@@ -21,6 +22,7 @@ __all__ = [
     "ClustersResult",
     "ComponentsResult",
     "FidelityResult",
+    "InterpolationResult",
     "Labels",
     "LandscapeResult",
     "NullResult",
@@ -32,6 +34,7 @@ __all__ = [
     "clusters",
     "components",
     "fidelity",
+    "interpolation",
     "landscape",
     "null",
     "plain",
