@@ -201,3 +201,13 @@ def dynamo_register_analyses(register: Register) -> None:
         "dynamo_plugin.analyses:training_trajectory",
         summary="Paths of training runs through the embedding of their checkpoints",
     )
+    register(
+        "landscape",
+        "dynamo_plugin.analyses:landscape",
+        summary="The task score over a plane of thetas, and whether its best point beats the rest",
+    )
+    register(
+        "interpolation",
+        "dynamo_plugin.analyses:interpolation",
+        summary="From one network to another: by theta, straight and geodesic, weights and outputs",
+    )

@@ -9,7 +9,9 @@ from dynamo_plugin.analyses.average import AverageResult, average
 from dynamo_plugin.analyses.clusters import ClustersResult, clusters
 from dynamo_plugin.analyses.components import ComponentsResult, components
 from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
+from dynamo_plugin.analyses.interpolation import InterpolationResult, interpolation
 from dynamo_plugin.analyses.labels import Labels, read_labels
+from dynamo_plugin.analyses.landscape import LandscapeResult, landscape
 from dynamo_plugin.analyses.null import NullResult, null
 from dynamo_plugin.analyses.output_weight_sweep import (
     OutputWeightSweepResult,
@@ -29,7 +31,9 @@ __all__ = [
     "ClustersResult",
     "ComponentsResult",
     "FidelityResult",
+    "InterpolationResult",
     "Labels",
+    "LandscapeResult",
     "NullResult",
     "OutputWeightSweepResult",
     "TableResult",
@@ -42,6 +46,8 @@ __all__ = [
     "clusters",
     "components",
     "fidelity",
+    "interpolation",
+    "landscape",
     "null",
     "output_weight_sweep",
     "plain",

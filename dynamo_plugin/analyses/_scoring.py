@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from dynamo_plugin.analyses._targets import align_targets
 from dynamo_plugin.embedding.geometry import pairs_at_once
@@ -145,14 +146,19 @@ class TaskScorer:
                     "integer classes for accuracy, or use more samples."
                 )
 
-    def thetas(self, thetas: Tensor | NDArray[Any]) -> Scores:
-        """Score the networks at some thetas, (theta, embedding_dim); they run side by side."""
+    def thetas(self, thetas: Tensor | NDArray[Any], *, progress: bool = False) -> Scores:
+        """Score the networks at some thetas, (theta, embedding_dim); they run side by side.
+
+        With `progress`, a bar on stderr counts the runs of a network on a sample.
+        """
         given = torch.as_tensor(thetas, dtype=torch.float32)
         gains = np.zeros((len(given), len(self.samples)))
-        for which, places, outputs in emulated_outputs(
-            self.embedding, given, self.samples, self.output
-        ):
-            gains[which, places] = self._gains(outputs, places)
+        with tqdm(total=gains.size, desc="scores", unit="run", disable=not progress) as bar:
+            for which, places, outputs in emulated_outputs(
+                self.embedding, given, self.samples, self.output
+            ):
+                gains[which, places] = self._gains(outputs, places)
+                bar.update(gains[which, places].size)
         return Scores(self.kind, gains, self._weights)
 
     def recorded(self, models: Sequence[str]) -> Scores:

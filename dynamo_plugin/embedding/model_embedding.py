@@ -311,7 +311,7 @@ class ModelEmbedding:
         return bound
 
     def _render_theta(self, which: object, output_group: str | None) -> RenderedNetwork:
-        given = which.detach().cpu() if isinstance(which, Tensor) else np.asarray(which)
+        given = which.detach().cpu() if isinstance(which, Tensor) else np.array(which)
         theta = torch.as_tensor(given, dtype=torch.float32)
         dim = self.thetas.shape[1]
         if theta.ndim not in (1, 2) or theta.shape[-1] != dim or theta.numel() == 0:

@@ -72,6 +72,13 @@ def test_theta_can_be_given_per_sample(embedding: ModelEmbedding) -> None:
     torch.testing.assert_close(outputs[1], embedding.render("gru 2")(inputs)[1])
 
 
+def test_rendering_a_theta_that_may_not_be_written_to(embedding: ModelEmbedding) -> None:
+    theta = embedding.thetas.numpy().mean(0)
+    theta.flags.writeable = False  # as rows of a pandas frame are
+    network = embedding.render(theta, output_group="mood")
+    torch.testing.assert_close(network.theta, torch.tensor(theta.tolist()))
+
+
 def test_a_rendered_network_owns_its_weights(embedding: ModelEmbedding) -> None:
     inputs = torch.randint(0, 9, (2, 5))
     before = embedding.render("gru/1")(inputs)
