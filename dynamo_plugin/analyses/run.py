@@ -19,8 +19,8 @@ def analyse(name: str, embedding: ModelEmbedding, /, **options: Any) -> Analysis
     Parameters
     ----------
     name
-        Registered name: `fidelity`, `components`, `clusters`, `attribution`, `null`, `average`,
-        or a plugin's.
+        Registered name: of an analysis of `dynamo_plugin.analyses`, where its options are described
+        (`dynamo_plugin.analyses.landscape`), or a plugin's. `dynamo-plugin plugins` lists all.
     embedding
         What `fit` or `load_embedding` returned.
     **options

@@ -23,8 +23,7 @@ def command(
         str,
         typer.Argument(
             metavar="NAME",
-            help="The analysis: fidelity, components, clusters, attribution, null, average, "
-            "or a plugin's.",
+            help="The analysis; `dynamo-plugin plugins` lists all, those of plugins too.",
             show_default=False,
         ),
     ],
@@ -48,7 +47,10 @@ def command(
         typer.Option(metavar="STORE", help="The population, if it is no longer where it was."),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary and the table as one JSON object.")
+        bool,
+        typer.Option(
+            "--json", help="Print the result as one JSON object, with what it was computed from."
+        ),
     ] = False,
     csv: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the table; replaces the file.")
@@ -65,6 +67,8 @@ def command(
       dynamo-plugin analyse fidelity embedding
       dynamo-plugin analyse clusters embedding --labels architecture --json
       dynamo-plugin analyse clusters embedding --option clusters=4 --plot clusters.html
+      dynamo-plugin analyse landscape embedding --plot landscape.html
+      dynamo-plugin analyse interpolation embedding --option first=gru-0 --option second=gru-5
     """
     options = parse_options(option or [], flag="--option")
     if labels is not None:
@@ -75,7 +79,7 @@ def command(
         if target is not None and not target.absolute().parent.is_dir():
             raise InvalidInput(f"There is no folder {target.parent} to write {target.name} into.")
 
-    from dynamo_plugin.analyses import analyse
+    from dynamo_plugin.analyses import TableResult, analyse
     from dynamo_plugin.embedding import load_embedding
 
     opened = None if population is None else opened_population(population, allow_incomplete=True)
@@ -89,7 +93,10 @@ def command(
         result.plot().write_html(plot, include_plotlyjs=True, config=config)
     if as_json:
         rows = json.loads(table.to_json(orient="records"))
-        typer.echo(json.dumps({"summary": result.summary(), "table": rows}, indent=2))
+        found = {"summary": result.summary(), "table": rows}
+        typer.echo(
+            json.dumps(result.to_json() if isinstance(result, TableResult) else found, indent=2)
+        )
     else:
         typer.echo(_shown(table))
 
