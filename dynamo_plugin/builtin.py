@@ -80,7 +80,7 @@ def dynamo_register_losses(register: Register) -> None:
 
 @hookimpl
 def dynamo_register_metrics(register: Register) -> None:
-    """Register the comparisons of hidden states and of outputs."""
+    """Register the comparisons of hidden states, of outputs and of embedded networks."""
     register(
         "cka",
         "dynamo_plugin.metrics:CKA",
@@ -145,6 +145,21 @@ def dynamo_register_metrics(register: Register) -> None:
         "jensen_shannon",
         "dynamo_plugin.metrics:JensenShannon",
         summary="Jensen-Shannon distance of class probabilities",
+    )
+    register(
+        "theta",
+        "dynamo_plugin.metrics:ThetaDistance",
+        summary="Distance of the thetas of an embedding",
+    )
+    register(
+        "pullback",
+        "dynamo_plugin.metrics:PullbackDistance",
+        summary="Distance of the thetas of an embedding, in the pull-back metric",
+    )
+    register(
+        "functional",
+        "dynamo_plugin.metrics:FunctionalDistance",
+        summary="Root mean square difference of what rendered networks do",
     )
 
 

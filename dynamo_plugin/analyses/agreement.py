@@ -16,6 +16,8 @@ from dynamo_plugin.analyses._permutation import permutation_test
 from dynamo_plugin.analyses._result import TableResult, plain, plot_text, style_figure
 from dynamo_plugin.errors import DuplicateName, InvalidInput, UnknownName, suggest
 from dynamo_plugin.metrics import PairwiseDistances, pairwise
+from dynamo_plugin.metrics import metric as metric_by_name
+from dynamo_plugin.registry.interfaces import OF_EMBEDDING
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -99,7 +101,7 @@ def agreement(
     distances: Sequence[OwnDistance] = OWN,
     metrics: Sequence[str | PairwiseDistances] = ("cka", "procrustes", "svcca"),
     options: Mapping[str, Mapping[str, Any]] | None = None,
-    site: str | Mapping[str, str] | None = None,
+    site: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
     rows: int | None = 5000,
     shown: int = 5,
     permutations: int = 999,
@@ -121,12 +123,13 @@ def agreement(
     distances
         Kinds of distance of the embedding; see `ModelEmbedding.distances`.
     metrics
-        Names of metrics, which are computed from the embedded population, or results of `pairwise`
-        that hold its models.
+        Names of metrics, which are computed from the embedded population, or of the embedding where
+        they compare what it holds (`theta`, or a plugin's); or results of `pairwise` that hold its
+        models.
     options
         From the name of a metric to its options.
     site, rows
-        As in `pairwise`.
+        As in `pairwise`, of metrics of the population that compare states or outputs.
     shown
         Pairs of models on which two kinds of distance differ most, to list.
     permutations
@@ -223,7 +226,7 @@ def _squares(
     metrics: Sequence[str | PairwiseDistances],
     options: Mapping[str, Mapping[str, Any]],
     *,
-    site: str | Mapping[str, str] | None,
+    site: str | Sequence[str] | Mapping[str, str | Sequence[str]] | None,
     rows: int | None,
 ) -> dict[str, NDArray[np.float64]]:
     """Return kind of distance to (model, model), in the order of the embedding."""
@@ -242,14 +245,14 @@ def _squares(
         _check_new(name, found)
         compared = metric
         if isinstance(compared, str):
+            chosen = metric_by_name(compared, **options.get(compared, {}))
+            recorded = chosen.reads not in OF_EMBEDDING
             compared = pairwise(
-                embedding.population,
-                compared,
-                models=embedding.ids,
-                site=site,
-                rows=rows,
+                embedding,
+                chosen,
+                site=site if recorded else None,
+                rows=rows if recorded else None,
                 progress=False,
-                **options.get(compared, {}),
             )
         missing = [model for model in embedding.ids if model not in compared.ids]
         if missing:

@@ -1,4 +1,4 @@
-"""`dynamo-plugin compare`: two models of a population, by some metrics."""
+"""`dynamo-plugin compare`: two models of a population or embedding, by some metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dynamo_plugin.cli._options import parse_options
-from dynamo_plugin.cli._populations import opened_population
+from dynamo_plugin.cli._populations import opened_networks
 from dynamo_plugin.errors import InvalidInput
 
 __all__ = ["command"]
@@ -19,7 +19,11 @@ _METRICS = ("cka", "procrustes", "svcca", "rsa")
 def command(
     store: Annotated[
         str,
-        typer.Argument(metavar="STORE", help="The population: a path or URL.", show_default=False),
+        typer.Argument(
+            metavar="STORE",
+            help="The population, a path or URL; or the folder of an embedding.",
+            show_default=False,
+        ),
     ],
     first: Annotated[str, typer.Argument(metavar="A", help="Id of a model.", show_default=False)],
     second: Annotated[str, typer.Argument(metavar="B", help="Id of another.", show_default=False)],
@@ -37,8 +41,17 @@ def command(
         ),
     ] = None,
     site: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE",
+            help="Where states are compared, if there are several; repeated, the units of all.",
+        ),
+    ] = None,
+    population: Annotated[
         str | None,
-        typer.Option(metavar="SITE", help="Where states are compared, if there are several."),
+        typer.Option(
+            metavar="STORE", help="The population of the embedding, if no longer where it was."
+        ),
     ] = None,
     rows: Annotated[
         int | None,
@@ -58,6 +71,7 @@ def command(
       dynamo-plugin compare population.zarr gru-0 lstm-3
       dynamo-plugin compare population.zarr gru-0 lstm-3 --metric pwcca --metric dsa --json
       dynamo-plugin compare population.zarr a b --metric svcca --option variance=0.99 --site rnn
+      dynamo-plugin compare embedding a b --metric theta --metric functional --metric cka
     """
     names = metric or list(_METRICS)
     options = parse_options(option or [], flag="--option")
@@ -66,14 +80,15 @@ def command(
 
     from dynamo_plugin.metrics import pairwise
 
-    population = opened_population(store, allow_incomplete=True)
+    networks = opened_networks(store, population=population)
+    sites = site[0] if site and len(site) == 1 else site or None
     found = []
     for name in names:
         result = pairwise(
-            population,
+            networks,
             name,
             models=(first, second),
-            site=site,
+            site=sites,
             rows=rows,
             row_seed=row_seed,
             progress=False,

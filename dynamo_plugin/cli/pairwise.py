@@ -1,4 +1,4 @@
-"""`dynamo-plugin pairwise`: every two models of a population, by one metric."""
+"""`dynamo-plugin pairwise`: every two models of a population or embedding, by one metric."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from dynamo_plugin.cli._options import parse_options
-from dynamo_plugin.cli._populations import opened_population
+from dynamo_plugin.cli._populations import opened_networks
 from dynamo_plugin.errors import InvalidInput, StoreExists
 
 __all__ = ["command"]
@@ -20,7 +20,11 @@ _SUFFIXES = (".json", ".csv")
 def command(
     store: Annotated[
         str,
-        typer.Argument(metavar="STORE", help="The population: a path or URL.", show_default=False),
+        typer.Argument(
+            metavar="STORE",
+            help="The population, a path or URL; or the folder of an embedding.",
+            show_default=False,
+        ),
     ],
     *,
     output: Annotated[
@@ -39,8 +43,17 @@ def command(
         ),
     ] = None,
     site: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SITE",
+            help="Where states are compared, if there are several; repeated, the units of all.",
+        ),
+    ] = None,
+    population: Annotated[
         str | None,
-        typer.Option(metavar="SITE", help="Where states are compared, if there are several."),
+        typer.Option(
+            metavar="STORE", help="The population of the embedding, if no longer where it was."
+        ),
     ] = None,
     rows: Annotated[
         int | None,
@@ -71,12 +84,13 @@ def command(
         bool, typer.Option("--json", help="Print the summary as one JSON object.")
     ] = False,
 ) -> None:
-    """Compare every two models of a population and write the table.
+    """Compare every two models of a population, or of an embedding, and write the table.
 
     \b
     Examples:
       dynamo-plugin pairwise population.zarr --metric cka --output cka.json
       dynamo-plugin pairwise population.zarr --metric svcca --option directions=10 --output a.csv
+      dynamo-plugin pairwise embedding --metric functional --output functional.json
       dynamo-plugin pairwise population.zarr --workers 8 --checkpoints tiles --output cka.json
     """
     options = parse_options(option or [], flag="--option")
@@ -93,12 +107,13 @@ def command(
     from dynamo_plugin.metrics import pairwise
     from dynamo_plugin.recording.executors import connected
 
-    population = opened_population(store, allow_incomplete=True)
+    networks = opened_networks(store, population=population)
+    sites = site[0] if site and len(site) == 1 else site or None
     with connected(executor) as pool:
         result = pairwise(
-            population,
+            networks,
             metric,
-            site=site,
+            site=sites,
             rows=rows,
             row_seed=row_seed,
             workers=workers,

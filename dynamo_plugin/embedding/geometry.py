@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from dynamo_plugin.embedding.model_embedding import ModelEmbedding
     from dynamo_plugin.types import SequenceBatch
 
-__all__ = ["functional_distances", "pairs_at_once", "pullback_metric", "rendered_states"]
+__all__ = [
+    "functional_distances",
+    "pairs_at_once",
+    "pullback_metric",
+    "pullback_thetas",
+    "rendered_rows",
+    "rendered_states",
+]
 
 PAIRS = 2048
 """Most pairs of a model and a sample that run at once."""
@@ -30,9 +37,9 @@ PULLBACK_ROWS = 8192
 """Rows of states that are enough; samples of many rows, as images have, are dear and tell more."""
 
 
-def rendered_states(
+def rendered_rows(
     embedding: ModelEmbedding, inputs: Tensor, lengths: Tensor, thetas: Tensor
-) -> Tensor:
+) -> dict[str, Tensor]:
     """Return what the networks at some thetas do, in a space that all of them share.
 
     Parameters
@@ -44,25 +51,41 @@ def rendered_states(
 
     Returns
     -------
-    Tensor
-        (model, number): aligned base states, V(theta) h, where one map serves all models; else
-        the states of the meta-model. At real rows of every stage, scaled so that the square of a
-        difference is the mean over units, summed over rows of one stage and averaged over stages.
+    dict
+        Stage to (model, row, unit): aligned base states, V(theta) h, where one map serves all
+        models; else the states of the meta-model. At real rows, sample after sample.
     """
     states = embedding.meta_model(inputs[None], thetas[:, None], lengths[None]).states
     models = torch.arange(len(thetas), device=thetas.device)
     shared = embedding.common_maps
     if shared is None and embedding.config.state_map == "amortised":
         shared = embedding.state_maps
-    parts = []
+    found = {}
     for stage, values in states.items():
         mapped = values if shared is None else shared[stage](values, models, thetas)
         rows = mapped.flatten(1, 2)
         if not embedding.meta_model.layered or embedding.meta_model.spec.inputs.kind != "array":
             time = torch.arange(mapped.shape[2], device=mapped.device)
             rows = mapped[:, time < lengths[:, None]]
-        parts.append(rows.flatten(1) / (rows.shape[1] * rows.shape[2] * len(states)) ** 0.5)
-    return torch.cat(parts, 1)
+        found[stage] = rows
+    return found
+
+
+def rendered_states(
+    embedding: ModelEmbedding, inputs: Tensor, lengths: Tensor, thetas: Tensor
+) -> Tensor:
+    """Return what the networks at some thetas do as one vector each; see `rendered_rows`.
+
+    Returns
+    -------
+    Tensor
+        (model, number), scaled so that the square of a difference is the mean over units and rows
+        of one stage, averaged over stages.
+    """
+    rows = rendered_rows(embedding, inputs, lengths, thetas).values()
+    return torch.cat(
+        [part.flatten(1) / (part.shape[1] * part.shape[2] * len(rows)) ** 0.5 for part in rows], 1
+    )
 
 
 @torch.no_grad()
@@ -143,3 +166,14 @@ def pullback_metric(embedding: ModelEmbedding) -> NDArray[np.float64]:
             metric += weight * (rows @ rows.T)
             count += weight * len(some)
     return (metric / count).numpy()
+
+
+def pullback_thetas(embedding: ModelEmbedding) -> NDArray[np.float64]:
+    """Return (model, embedding_dim): thetas whose Euclidean distances are those of the pull-back
+    metric, in the directions in which it is diagonal.
+    """
+    strengths, axes = np.linalg.eigh(pullback_metric(embedding))
+    stretched: NDArray[np.float64] = (
+        embedding.thetas.double().numpy() @ axes * np.sqrt(strengths.clip(min=0))
+    )
+    return stretched

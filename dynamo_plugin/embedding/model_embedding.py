@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.spatial.distance import pdist, squareform
 from torch import Tensor
 
-from dynamo_plugin.embedding.geometry import functional_distances, pullback_metric
+from dynamo_plugin.embedding.geometry import functional_distances, pullback_thetas
 from dynamo_plugin.embedding.rendered import RenderedNetwork
 from dynamo_plugin.errors import InvalidInput, StoreNotFound, UnknownName, suggest
 from dynamo_plugin.metamodels import StageMaps
@@ -177,9 +177,7 @@ class ModelEmbedding:
         if kind == "theta":
             values = squareform(pdist(self.thetas.double().numpy()))
         elif kind == "pullback":
-            strengths, axes = np.linalg.eigh(pullback_metric(self))
-            stretched = self.thetas.double().numpy() @ axes * np.sqrt(strengths.clip(min=0))
-            values = squareform(pdist(stretched))
+            values = squareform(pdist(pullback_thetas(self)))
         elif kind == "functional":
             values = functional_distances(self)
         else:

@@ -9,6 +9,7 @@ from dynamo_plugin.metrics.choosing import metric
 from dynamo_plugin.metrics.cka import CKA
 from dynamo_plugin.metrics.distances import PairwiseDistances
 from dynamo_plugin.metrics.dsa import DSA
+from dynamo_plugin.metrics.embedded import FunctionalDistance, PullbackDistance, ThetaDistance
 from dynamo_plugin.metrics.neighbours import NeighbourOverlap
 from dynamo_plugin.metrics.predictivity import Predictivity
 from dynamo_plugin.metrics.procrustes import Procrustes
@@ -25,12 +26,15 @@ __all__ = [
     "RSA",
     "SVCCA",
     "Disagreement",
+    "FunctionalDistance",
     "JensenShannon",
     "NeighbourOverlap",
     "PairwiseDistances",
     "Predictivity",
     "Procrustes",
+    "PullbackDistance",
     "ShapeMetric",
+    "ThetaDistance",
     "metric",
     "pairwise",
 ]

@@ -19,6 +19,7 @@ from dynamo_plugin.metrics._prepared import PreparedNetworks, count_bytes
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from dynamo_plugin.metrics._embedded_reading import EmbeddedSource
     from dynamo_plugin.metrics._reading import Source
     from dynamo_plugin.registry.interfaces import Metric
 
@@ -42,7 +43,7 @@ _lock = threading.Lock()
 class Comparison:
     """What is compared, and how; travels to other processes."""
 
-    source: Source
+    source: Source | EmbeddedSource
     metric: Metric[Any]
     ids: tuple[str, ...]
     memory: int
@@ -55,7 +56,12 @@ class Comparison:
 
     @classmethod
     def make(
-        cls, source: Source, metric: Metric[Any], ids: Sequence[str], *, memory: int
+        cls,
+        source: Source | EmbeddedSource,
+        metric: Metric[Any],
+        ids: Sequence[str],
+        *,
+        memory: int,
     ) -> Comparison:
         """Prepare the first model, and see how many of its size are in memory at once."""
         draft = cls(source, metric, tuple(ids), memory, 1, uuid.uuid4().hex, os.getpid())

@@ -1,8 +1,7 @@
-"""All pairs of models of a population, from the store, in bounded memory."""
+"""All pairs of models of a population or an embedding, in bounded memory."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,14 +15,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from tqdm import tqdm
 
+from dynamo_plugin.embedding import ModelEmbedding
 from dynamo_plugin.errors import DuplicateName, InvalidInput
 from dynamo_plugin.metrics._checkpoints import TileFolder
 from dynamo_plugin.metrics._checks import check_count
-from dynamo_plugin.metrics._reading import Source
+from dynamo_plugin.metrics._embedded_reading import EmbeddedSource
+from dynamo_plugin.metrics._reading import Sites, Source
 from dynamo_plugin.metrics._tiles import Comparison, make_tiles, run_tiles
 from dynamo_plugin.metrics.choosing import metric as metric_by_name
 from dynamo_plugin.metrics.distances import PairwiseDistances
-from dynamo_plugin.registry.interfaces import Metric
+from dynamo_plugin.registry.interfaces import OF_EMBEDDING, Metric
 from dynamo_plugin.store import Population
 
 if TYPE_CHECKING:
@@ -35,11 +36,11 @@ __all__ = ["pairwise"]
 
 
 def pairwise(
-    population: Population,
+    networks: Population | ModelEmbedding,
     metric: str | Metric[Any],
     /,
     *,
-    site: str | Mapping[str, str] | None = None,
+    site: Sites = None,
     samples: ArrayLike | None = None,
     rows: int | None = None,
     row_seed: int = 0,
@@ -52,7 +53,7 @@ def pairwise(
     progress: bool = True,
     **options: Any,
 ) -> PairwiseDistances:
-    """Compare every two models of a population.
+    """Compare every two models of a population, or of an embedding.
 
     Each model is read and prepared once, as long as all of them fit into `memory`; else blocks of
     models are, once per tile that they are needed for. A process takes `memory`, the states of one
@@ -61,15 +62,19 @@ def pairwise(
 
     Parameters
     ----------
-    population
-        What `open_population` or `capture` returned.
+    networks
+        A population (what `open_population` or `capture` returned), or an embedding (`fit`,
+        `load_embedding`). Of an embedding, `theta`, `pullback` and `functional` compare what it
+        holds itself, the same distances as `ModelEmbedding.distances`; all other metrics compare
+        its models in its population.
     metric
         Registered name (see `metric`), or a metric.
     site
         Where states are compared: of all models, or by model. May be left out where models have
-        only one. States with more than one axis (feature maps) are laid out as units.
+        only one. A list of sites that have the same rows is joined, unit by unit, as `fit` does
+        for recurrent families. States with more than one axis (feature maps) are laid out as units.
     samples
-        Sample numbers; all by default.
+        Sample numbers; all by default, for rendered networks (`functional`) the held-out ones.
     rows
         At most so many rows (steps, or samples), drawn at random and the same for every model. All
         by default. Metrics of pairs of samples (`rsa`, `neighbours`, `cka` with `rbf`) need it
@@ -82,7 +87,7 @@ def pairwise(
         Threads.
     executor
         Any `concurrent.futures.Executor` instead; those of other processes need a population that
-        they can open too.
+        they can open too, also where networks are rendered.
     memory
         Bytes of prepared models that a process keeps.
     checkpoints
@@ -103,8 +108,13 @@ def pairwise(
     UnknownName
         If there is no such metric, model or site.
     InvalidInput
-        If options do not fit, models were recorded at different steps, a model cannot be compared
-        (it is named), or checkpoints are of another comparison.
+        If options do not fit, models or sites were recorded at different steps, a model cannot be
+        compared (it is named), the metric compares embedded networks and a population was given,
+        or checkpoints are of another comparison.
+    DuplicateName
+        If a model or a site is named twice.
+    StoreNotFound
+        If the population of an embedding is no longer where it was.
     StoreExists
         If there are checkpoints and `resume` is false.
     StoreLocked
@@ -121,10 +131,10 @@ def pairwise(
     >>> result.to_dataframe().shape
     (3, 3)
     """
-    if not isinstance(population, Population):
+    if not isinstance(networks, Population | ModelEmbedding):
         raise InvalidInput(
-            f"Expected a population, got {type(population).__name__}. Open one with "
-            "dynamo_plugin.open_population(store)."
+            f"Expected a population or an embedding, got {type(networks).__name__}. Open one with "
+            "dynamo_plugin.open_population(store) or dynamo_plugin.load_embedding(path)."
         )
     name, chosen = _as_metric(metric, options)
     check_count("workers", workers, least=1)
@@ -135,37 +145,47 @@ def pairwise(
         raise InvalidInput("executor and workers both say where tiles run; give one of them.")
     if resume and checkpoints is None:
         raise InvalidInput("resume goes on from checkpoints: say where they are.")
-    ids = _as_ids(population, models)
-    source = Source.make(
-        population,
-        ids,
-        reads=chosen.reads,
-        site=site,
-        samples=samples,
-        rows=rows,
-        row_seed=row_seed,
-    )
+    ids = _as_ids(networks, models)
+    source: Source | EmbeddedSource
+    if chosen.reads in OF_EMBEDDING:
+        if not isinstance(networks, ModelEmbedding):
+            raise InvalidInput(
+                f"The metric {name!r} compares networks of an embedding, got a population. Fit "
+                f"one: dynamo_plugin.pairwise(dynamo_plugin.fit(population), {name!r})."
+            )
+        location = networks.provenance.population
+        with threadpool_limits(limits=1):
+            source = EmbeddedSource.make(
+                networks, reads=chosen.reads, site=site, samples=samples, rows=rows
+            )
+    else:
+        population = networks if isinstance(networks, Population) else networks.population
+        location = population.location
+        source = Source.make(
+            population,
+            ids,
+            reads=chosen.reads,
+            site=site,
+            samples=samples,
+            rows=rows,
+            row_seed=row_seed,
+        )
     settings: dict[str, JSON] = {
         "metric": name,
         "options": _options_of(chosen),
-        "site": dict(site) if isinstance(site, Mapping) else site,
-        "samples": len(source.samples),
-        "rows": len(source.chosen) if source.chosen is not None else None,
-        "row_seed": row_seed if source.chosen is not None else None,
+        **source.settings(row_seed=row_seed),
     }
     with threadpool_limits(limits=1):
         values = _all_values(
             Comparison.make(source, chosen, ids, memory=memory),
-            identity=settings | _identity(population, ids, source),
+            identity=settings | source.identity(ids) if checkpoints is not None else {},
             checkpoints=checkpoints,
             resume=resume,
             workers=workers,
             executor=executor,
             progress=progress,
         )
-    return PairwiseDistances.make(
-        chosen, ids, values, settings=settings, population=population.location
-    )
+    return PairwiseDistances.make(chosen, ids, values, settings=settings, population=location)
 
 
 def _all_values(
@@ -243,10 +263,13 @@ def _as_metric(metric: str | Metric[Any], options: Mapping[str, Any]) -> tuple[s
     return type(metric).__name__, metric
 
 
-def _as_ids(population: Population, models: Sequence[str] | None) -> tuple[str, ...]:
-    ids = population.ids if models is None else tuple(models)
-    for model in ids:
-        population.spec(model)  # raises, and suggests, where there is none
+def _as_ids(networks: Population | ModelEmbedding, models: Sequence[str] | None) -> tuple[str, ...]:
+    ids = networks.ids if models is None else tuple(models)
+    for model in ids:  # raises, and suggests, where there is none
+        if isinstance(networks, Population):
+            networks.spec(model)
+        else:
+            networks.index(model)
     if len(set(ids)) < len(ids):
         twice = next(model for model in ids if ids.count(model) > 1)
         raise DuplicateName(f"Model {twice!r} is named twice. Name every model once.")
@@ -262,14 +285,3 @@ def _options_of(metric: Metric[Any]) -> dict[str, JSON]:
     options = {field.name: getattr(metric, field.name) for field in fields(metric)}
     plain: dict[str, JSON] = json.loads(json.dumps(options, default=str))
     return plain
-
-
-def _identity(population: Population, ids: tuple[str, ...], source: Source) -> dict[str, JSON]:
-    """Return what checkpoints of this comparison must say, beside its settings."""
-    numbers = hashlib.sha256(source.samples.tobytes()).hexdigest()
-    return {
-        "models": {model: population.model_hash(model) for model in ids},
-        "order": list(ids),
-        "inputs": population.inputs_hash,
-        "sample_numbers": numbers,
-    }

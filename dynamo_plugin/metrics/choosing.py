@@ -19,7 +19,8 @@ def metric(name: str, /, **options: Any) -> Metric[Any]:
     ----------
     name
         Registered name: `cka`, `procrustes`, `shape`, `cca`, `cca_r2`, `svcca`, `pwcca`, `rsa`,
-        `predictivity`, `neighbours`, `dsa`, `disagreement`, `jensen_shannon`, or a plugin's.
+        `predictivity`, `neighbours`, `dsa`, `disagreement`, `jensen_shannon`; of an embedding
+        `theta`, `pullback`, `functional`; or a plugin's.
     **options
         Keyword arguments of the metric.
 

@@ -43,7 +43,7 @@ Linkage = Literal["single", "complete", "average", "weighted"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PairwiseDistances:
-    """Every two models of a population, compared; made by `pairwise`."""
+    """Every two models of a population or an embedding, compared; made by `pairwise`."""
 
     ids: tuple[str, ...]
     """Of the models, in order."""
@@ -54,7 +54,7 @@ class PairwiseDistances:
     metric: str
     """Name of the metric."""
     settings: Mapping[str, JSON]
-    """Options of the metric, site, number of samples, rows drawn and their seed."""
+    """Options of the metric, site or sites, number of samples, rows drawn and their seed."""
     kind: Literal["distance", "similarity"]
     """What the values are."""
     symmetric: bool
@@ -66,7 +66,7 @@ class PairwiseDistances:
     reference: str
     """Paper and DOI of the metric."""
     population: str
-    """Where the population lies."""
+    """Where the population lies; that of the embedding, if one was given."""
     name: ClassVar[str] = "pairwise"
 
     @classmethod

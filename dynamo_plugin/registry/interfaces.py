@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    Generic,
+    Literal,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+)
 
 import numpy as np
 from torch import Tensor, nn
@@ -30,12 +40,27 @@ if TYPE_CHECKING:
         TrajectorySpec,
     )
 
-__all__ = ["Adapter", "AnalysisResult", "Invariance", "Loss", "MetaModel", "Metric"]
+__all__ = [
+    "OF_EMBEDDING",
+    "Adapter",
+    "AnalysisResult",
+    "Invariance",
+    "Loss",
+    "MetaModel",
+    "Metric",
+    "Reads",
+]
 
 Invariance: TypeAlias = Literal["affine", "orthogonal", "permutation", "scaling", "translation"]
 """What may be done to the units of one of two sets of states and leave their comparison as it is:
 an invertible linear map, a rotation or reflection, another order of the units, one positive factor,
 an offset per unit. `affine` brings `orthogonal`, `permutation` and `scaling` with it."""
+
+Reads: TypeAlias = Literal["states", "trials", "outputs", "theta", "pullback", "rendered"]
+"""What a metric prepares of one network; see `Metric.reads`."""
+
+OF_EMBEDDING: Final[frozenset[Reads]] = frozenset({"theta", "pullback", "rendered"})
+"""What is read of an embedding; all else is read of a population."""
 
 Prepared = TypeVar("Prepared")
 
@@ -186,9 +211,11 @@ class Metric(abc.ABC, Generic[Prepared]):
     """Whether alike networks have small values or large ones."""
     reference: ClassVar[str]
     """Paper and DOI."""
-    reads: ClassVar[Literal["states", "trials", "outputs"]] = "states"
-    """What `prepare` takes: (sample, unit) states, (trial, time, unit) states, or (sample, class)
-    outputs."""
+    reads: ClassVar[Reads] = "states"
+    """What `prepare` takes: (sample, unit) `states`; (trial, time, unit) states as `trials`;
+    (sample, class) `outputs`. Of an embedding: the `theta` (embedding_dim,) of the network;
+    `pullback`, its theta in coordinates in which the pull-back metric is Euclidean; `rendered`, the
+    states of the rendered network: one (row, unit) array per stage of the meta-model."""
 
     @property
     @abc.abstractmethod

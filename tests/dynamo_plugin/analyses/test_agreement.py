@@ -147,3 +147,11 @@ def test_a_comparison_of_other_models_is_refused(place: Place) -> None:
 def test_few_models_are_refused(place: Place) -> None:
     with pytest.raises(InvalidInput, match="4 or more are needed"):
         agreement(place(_points(3, 0)), distances=["theta"])
+
+
+def test_distances_of_the_embedding_as_metrics(embedding: ModelEmbedding) -> None:
+    result = agreement(embedding, distances=[], metrics=["functional", "cka"], rows=40)
+    expected = agreement(embedding, distances=["functional"], metrics=["cka"], rows=40)
+    assert result.table["spearman"][0] == pytest.approx(expected.table["spearman"][0], abs=1e-9)
+    with pytest.raises(DuplicateName, match="theta"):
+        agreement(embedding, distances=["theta"], metrics=["theta"])

@@ -11,7 +11,13 @@ from typer.testing import CliRunner, Result
 
 import dynamo_plugin as dp
 from dynamo_plugin.cli import compare, pairwise
-from dynamo_plugin.errors import DynamoError, InvalidInput, StoreExists, UnknownName
+from dynamo_plugin.errors import (
+    DuplicateName,
+    DynamoError,
+    InvalidInput,
+    StoreExists,
+    UnknownName,
+)
 
 one = typer.Typer(pretty_exceptions_enable=False)
 one.command()(compare.command)
@@ -113,3 +119,36 @@ def test_mistakes_are_our_errors(
 def test_places_to_write(store: Path, tmp_path: Path) -> None:
     for output in (tmp_path / "cka.txt", tmp_path / "nowhere" / "cka.json"):
         assert isinstance(run(every, store, "--output", output).exception, InvalidInput)
+
+
+def test_networks_of_an_embedding(saved_embedding: Path, tmp_path: Path) -> None:
+    folder, output = saved_embedding / "embedding", tmp_path / "functional.json"
+    embedding = dp.load_embedding(folder)
+    assert run(every, folder, "--metric", "functional", "--output", output).exit_code == 0
+    expected = embedding.distances("functional").to_numpy()
+    assert dp.PairwiseDistances.load(output).values == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    names = ("--metric", "theta", "--metric", "cka", "--json")
+    theta, cka = json.loads(run(one, folder, "net-0", "net-3", *names).stdout)
+    assert theta["value"] == pytest.approx(embedding.distances("theta").loc["net-0", "net-3"])
+    population = embedding.population
+    assert cka["value"] == pytest.approx(
+        dp.metric("cka")(population.states("net-0"), population.states("net-3")), abs=1e-6
+    )
+
+
+def test_where_the_population_of_an_embedding_is(saved_embedding: Path, store: Path) -> None:
+    folder = saved_embedding / "embedding"
+    named = ("net-0", "net-1", "--population", store, "--metric", "functional")
+    assert run(one, folder, *named).exit_code == 0
+    assert isinstance(run(one, store, *named).exception, InvalidInput)
+    assert isinstance(
+        run(one, store, "net-0", "net-1", "--metric", "theta").exception, InvalidInput
+    )
+
+
+def test_sites_named_one_by_one(store: Path) -> None:
+    options = ("net-0", "net-1", "--metric", "cka", "--site", "rnn", "--json")
+    (found,) = json.loads(run(one, store, *options).stdout)
+    assert found["settings"]["site"] == "rnn"
+    twice = run(one, store, *options, "--site", "rnn")
+    assert isinstance(twice.exception, DuplicateName)

@@ -43,6 +43,9 @@ CONFIGURATIONS: list[Configuration] = [
     ("dsa", {"measure": "wasserstein", "rank": 3}),
     ("disagreement", {}),
     *(("jensen_shannon", {"measure": measure}) for measure in ("distance", "divergence")),
+    ("theta", {}),
+    ("pullback", {}),
+    ("functional", {}),
 ]
 
 
@@ -59,6 +62,9 @@ def make(configuration: Configuration) -> Metric[Any]:
 def networks(metric: Metric[Any], seed: int, *, count: int = 2) -> list[NDArray[np.float64]]:
     """Return what so many networks do on the same samples: alike, not equal, not isotropic."""
     rng = np.random.default_rng(seed)
+    if metric.reads in ("theta", "pullback"):
+        common = rng.normal(size=6)
+        return [common + rng.normal(size=6) for _ in range(count)]
     if metric.reads == "outputs":
         common = rng.normal(size=(40, 3))
         return [common + rng.normal(size=(40, 3)) for _ in range(count)]
