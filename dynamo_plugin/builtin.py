@@ -186,3 +186,8 @@ def dynamo_register_analyses(register: Register) -> None:
         "dynamo_plugin.analyses:average",
         summary="The rendered centroid of each group beside its members",
     )
+    register(
+        "semi_supervised",
+        "dynamo_plugin.analyses:semi_supervised",
+        summary="Theta found from few labels, beside networks, ensemble and linear probes",
+    )

@@ -12,6 +12,7 @@ from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
 from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.null import NullResult, null
 from dynamo_plugin.analyses.run import analyse
+from dynamo_plugin.analyses.semi_supervised import SemiSupervisedResult, semi_supervised
 
 __all__ = [
     "AgreementResult",
@@ -22,6 +23,7 @@ __all__ = [
     "FidelityResult",
     "Labels",
     "NullResult",
+    "SemiSupervisedResult",
     "TableResult",
     "agreement",
     "analyse",
@@ -34,4 +36,5 @@ __all__ = [
     "plain",
     "plot_text",
     "read_labels",
+    "semi_supervised",
 ]
