@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import r2_score
+from torch import nn
 
+import dynamo_plugin as dp
 from dynamo_plugin.analyses import SemiSupervisedResult, analyse, semi_supervised
 from dynamo_plugin.analyses._label_task import LabelTask, draw_labels, fold_numbers
 from dynamo_plugin.analyses._probes import FLOOR, fit_probe, rendered_features
@@ -66,8 +68,8 @@ def run(
 
 def test_the_search_finds_what_scipy_finds(task: LabelTask, classes: NDArray[np.int64]) -> None:
     embedding = task.embedding
-    given = problems(embedding, 1, 400)
-    _, found, _ = run(task, given, 400, components=2)
+    given = problems(embedding, 1, 200)
+    _, found, _ = run(task, given, 200, components=2)
     # Whitened coordinates, written out with a covariance matrix instead of singular values.
     thetas = embedding.thetas.double().numpy()
     values, vectors = np.linalg.eigh(np.cov(thetas.T))
@@ -95,7 +97,7 @@ def test_the_search_finds_what_scipy_finds(task: LabelTask, classes: NDArray[np.
     assert objective(reached)[0] < objective(origin)[0] - 1e-3
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 7))
 def test_problems_do_not_see_one_another(task: LabelTask, seed: int, count: int) -> None:
     together = problems(task.embedding, count, 4, seed)
@@ -149,7 +151,7 @@ def test_shuffled_labels_teach_nothing(embedding: ModelEmbedding) -> None:
     for seed in range(6):
         noise = np.random.default_rng(seed).integers(0, 3, 20)
         found = semi_supervised(embedding, targets=noise, seed=seed, **QUICK)
-        curve = found.curve.set_index(["label_count", "method"])
+        curve: Any = found.curve.set_index(["label_count", "method"])
         differences.append(curve.loc[(8, "optimised_theta"), "above_mean_theta"])
     error = np.std(differences, ddof=1) / np.sqrt(len(differences))
     assert np.mean(differences) < 3 * error + 0.05
@@ -160,12 +162,12 @@ def test_scores_are_those_of_rendered_networks(
 ) -> None:
     test = result.test_samples
     batch = embedding.population.inputs.batch(test)
-    last = result.table[result.table["label_count"] == 8].set_index(["method", "repeat"])
+    last: Any = result.table[result.table["label_count"] == 8].set_index(["method", "repeat"])
     recorded = {name: embedding.population.outputs(name) for name in embedding.ids}
     mean = np.mean([torch.tensor(o).softmax(-1).numpy() for o in recorded.values()], axis=0)
     for repeat in range(3):
         score = {}
-        theta = result.thetas.loc[repeat].to_numpy()
+        theta = np.array(result.thetas.loc[repeat])
         for method, which in (
             ("optimised_theta", theta),
             ("mean_theta", embedding.thetas.mean(0)),
@@ -181,9 +183,10 @@ def test_scores_are_those_of_rendered_networks(
 
 
 def test_the_curve_summarises_the_table(result: SemiSupervisedResult) -> None:
-    part = result.table[result.table["label_count"] == 3].set_index(["method", "repeat"])
+    part: Any = result.table[result.table["label_count"] == 3].set_index(["method", "repeat"])
     scores = part["test_score"]
-    row = result.curve.set_index(["label_count", "method"]).loc[(3, "ensemble")]
+    curve: Any = result.curve.set_index(["label_count", "method"])
+    row = curve.loc[(3, "ensemble")]
     difference = (scores["optimised_theta"] - scores["ensemble"]).to_numpy()
     assert row["theta_above"] == pytest.approx(difference.mean())
     assert row["theta_above_standard_error"] == pytest.approx(difference.std(ddof=1) / 3**0.5)
@@ -264,9 +267,9 @@ def test_real_targets_per_step(per_step_embedding: ModelEmbedding) -> None:
     rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i in test])
     batch = population.inputs.batch(test)
     mask = torch.arange(batch.values.shape[1]) < batch.lengths[:, None]
-    last = found.table[found.table["label_count"] == 8].set_index(["method", "repeat"])
+    last: Any = found.table[found.table["label_count"] == 8].set_index(["method", "repeat"])
     for repeat in range(3):
-        network = embedding.render(found.thetas.loc[repeat].to_numpy(), output_group="task-gru")
+        network = embedding.render(np.array(found.thetas.loc[repeat]), output_group="task-gru")
         outputs = network(batch.values, lengths=batch.lengths)[mask].detach().numpy()
         wanted = r2_score(targets[rows], outputs, multioutput="variance_weighted")
         assert last.loc[("optimised_theta", repeat), "test_score"] == pytest.approx(wanted)
@@ -292,6 +295,57 @@ def test_a_ridge_probe_is_that_of_scikit_learn(per_step_embedding: ModelEmbeddin
     )
     wanted = Ridge(alpha=10.0).fit(features, targets[:12]).predict(features)
     np.testing.assert_allclose(found.outputs, wanted)
+
+
+def convolutional(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    maps = (nn.Conv2d(1, 3 + seed % 2, 3, padding=1), nn.ReLU(), nn.Conv2d(3 + seed % 2, 4, 3))
+    return nn.Sequential(*maps, nn.Flatten(), nn.Linear(64, 1))
+
+
+def dense(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "layers", "family", "options"),
+    [
+        (convolutional, (1, 6, 6), ["1", "2"], "resnet", {"blocks": [1, 1], "width": 8}),
+        (dense, (6,), ["1", "3"], "residual", {"units": 8}),
+    ],
+)
+def test_layered_networks_with_one_logit(
+    make: Any, shape: tuple[int, ...], layers: list[str], family: str, options: dict[str, Any]
+) -> None:
+    inputs = torch.randn(40, *shape, generator=torch.Generator().manual_seed(3))
+    answers = (inputs.flatten(1).sum(1) > 0).long()
+    embedding = dp.fit(
+        dp.capture(
+            {f"net-{seed}": make(seed) for seed in range(4)},
+            inputs,
+            {},
+            layers=layers,
+            targets=answers,
+            progress=False,
+        ),
+        family=family,
+        family_options=options,
+        output_loss="kl",
+        embedding_dim=2,
+        steps=10,
+        theta_std=1.0,
+        progress=False,
+    )
+    found = semi_supervised(embedding, **QUICK | {"probes": True, "label_counts": 6})
+    batch = embedding.population.inputs.batch(found.test_samples)
+    theta = np.array(found.thetas.loc[0])
+    logits = embedding.render(theta)(batch.values, lengths=batch.lengths)[:, 0]
+    wanted = ((logits > 0) == (answers[found.test_samples] == 1)).double().mean()
+    scores: Any = found.table.set_index(["method", "repeat"])["test_score"]
+    assert scores.loc[("optimised_theta", 0)] == pytest.approx(float(wanted))
+    assert len(found.curve) == 7
+    assert (found.choices["validation_loss"] <= found.choices["start_validation_loss"]).all()
 
 
 @pytest.mark.parametrize(
