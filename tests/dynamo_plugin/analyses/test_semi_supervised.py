@@ -132,6 +132,15 @@ def test_never_worse_than_a_start_in_validation(
     assert set(choices["start"]) <= set(embedding.ids)
 
 
+def test_starts_are_validated_like_the_baselines(result: SemiSupervisedResult) -> None:
+    # The losses of the baselines come from another way through the code.
+    losses: Any = result.table.set_index(["method", "label_count", "repeat"])["validation_loss"]
+    choices: Any = result.choices.set_index(["label_count", "repeat"])
+    starts = np.minimum(losses["mean_theta"], losses["best_emulated"])
+    np.testing.assert_allclose(choices["start_validation_loss"], starts, rtol=1e-4)
+    assert (choices["validation_loss"] <= starts + 1e-4).all()
+
+
 def test_test_targets_change_no_choice(
     embedding: ModelEmbedding, classes: NDArray[np.int64], result: SemiSupervisedResult
 ) -> None:
