@@ -226,3 +226,8 @@ def dynamo_register_analyses(register: Register) -> None:
         "dynamo_plugin.analyses:interpolation",
         summary="From one network to another: by theta, straight and geodesic, weights and outputs",
     )
+    register(
+        "semi_supervised",
+        "dynamo_plugin.analyses:semi_supervised",
+        summary="Theta found from few labels, beside networks, ensemble and linear probes",
+    )

@@ -18,6 +18,7 @@ from dynamo_plugin.analyses.output_weight_sweep import (
     output_weight_sweep,
 )
 from dynamo_plugin.analyses.run import analyse
+from dynamo_plugin.analyses.semi_supervised import SemiSupervisedResult, semi_supervised
 from dynamo_plugin.analyses.training_trajectory import (
     TrainingTrajectoryResult,
     training_trajectory,
@@ -36,6 +37,7 @@ __all__ = [
     "LandscapeResult",
     "NullResult",
     "OutputWeightSweepResult",
+    "SemiSupervisedResult",
     "TableResult",
     "TrainingTrajectoryResult",
     "UncertaintyResult",
@@ -53,6 +55,7 @@ __all__ = [
     "plain",
     "plot_text",
     "read_labels",
+    "semi_supervised",
     "training_trajectory",
     "uncertainty",
 ]

@@ -22,7 +22,15 @@ if TYPE_CHECKING:
     from dynamo_plugin.embedding import ModelEmbedding
     from dynamo_plugin.types import OutputSpec
 
-__all__ = ["Scores", "TargetSource", "TaskScorer", "emulated_outputs", "output_rows", "the_output"]
+__all__ = [
+    "Scores",
+    "TargetSource",
+    "TaskScorer",
+    "emulated_outputs",
+    "output_rows",
+    "targets_of",
+    "the_output",
+]
 
 TargetSource: TypeAlias = "ArrayLike | Mapping[str, ArrayLike]"
 """Targets of all models, or output group to targets."""
@@ -125,9 +133,7 @@ class TaskScorer:
                 f"{len(self.samples)}. Keep more aside with held_out=..., or score all samples."
             )
         population = embedding.population
-        aligned = align_targets(
-            population, self.output, _targets_of(embedding, self.output, targets)
-        )
+        aligned = targets_of(embedding, self.output, targets)
         self._targets = aligned[output_rows(population.offsets, self.samples, self.output)]
         self.kind: Literal["accuracy", "r2"] = "accuracy" if aligned.ndim == 1 else "r2"
         self._counts = (
@@ -275,9 +281,18 @@ def output_rows(
     return rows
 
 
-def _targets_of(
+def targets_of(
     embedding: ModelEmbedding, output: OutputSpec, targets: TargetSource | None
-) -> ArrayLike:
+) -> NDArray[Any]:
+    """Return the targets of an output group, as `align_targets` lays them out.
+
+    Raises
+    ------
+    InvalidInput
+        If there are none, or they do not fit.
+    UnknownName
+        If a mapping names an output group that is not there.
+    """
     if isinstance(targets, Mapping):
         for group in targets:
             if group not in embedding.output_groups:
@@ -293,4 +308,4 @@ def _targets_of(
             f"Networks are scored on their task, and there are no targets for the output group "
             f"{output.group!r}. Capture them with targets=..., or give targets here."
         )
-    return targets
+    return align_targets(embedding.population, output, targets)
