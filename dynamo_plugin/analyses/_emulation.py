@@ -238,8 +238,9 @@ class _StageSums:
     def step_error(self) -> Tensor:
         """Return (model, step): mean squared errors in units of the variance over all steps."""
         variance = self._all() / self.count.sum(1).clamp(min=1)
-        error: Tensor = self.residual / self.count.where(self.count > 0, torch.nan)
-        return error / variance[:, None]
+        mean = self.residual / self.count.where(self.count > 0, torch.nan)
+        error: Tensor = mean / variance[:, None]
+        return error
 
     def _all(self) -> Tensor:
         errors = self.by_sample.sum(1)
