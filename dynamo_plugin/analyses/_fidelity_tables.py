@@ -1,4 +1,4 @@
-"""Tables of emulations by recorded site and by time step."""
+"""Tables of emulations by model, by recorded site and by time step."""
 
 from __future__ import annotations
 
@@ -8,13 +8,62 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from dynamo_plugin.analyses._interpretation import Difference, interpret
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dynamo_plugin.analyses._emulation import Emulated
+    from dynamo_plugin.embedding import ModelEmbedding
     from dynamo_plugin.training import Targets
 
-__all__ = ["site_table", "step_table"]
+__all__ = ["model_table", "site_table", "step_table"]
+
+
+def model_table(
+    embedding: ModelEmbedding,
+    own: Emulated,
+    baselines: Mapping[str, Emulated],
+    read: set[str],
+    decisions: Mapping[str, bool],
+    threshold: float,
+) -> pd.DataFrame:
+    """Return agreement by model, and whether thetas say anything; see `FidelityResult`."""
+    hidden = own.evaluation.hidden_r2.numpy()
+    above = {name: Difference.between(own.errors, b.errors) for name, b in baselines.items()}
+    reasons, notes = interpret(
+        hidden,
+        threshold,
+        embedding.thetas.double().numpy(),
+        embedding.output_groups,
+        own.errors,
+        baselines["mean_theta"].errors,
+        above.get("untrained"),
+    )
+    logits = np.array([decisions[group] for group in embedding.output_groups])
+    columns = {
+        "model": embedding.ids,
+        "hidden_r2": hidden,
+        **{f"hidden_r2_{name}": b.evaluation.hidden_r2.numpy() for name, b in baselines.items()},
+        "output_agreement": own.evaluation.output_agreement.numpy(),
+        "output_kind": np.where(logits, "decisions", "r2"),
+        "output_divergence": own.divergence,
+        "divergence_kind": np.where(logits, "kl", "mse"),
+        "output_group": embedding.output_groups,
+        "interpretable": [not reason for reason in reasons],
+        "reason": reasons,
+        "note": notes,
+    }
+    for name, difference in above.items():
+        columns[f"above_{name}"] = difference.values
+        columns[f"above_{name}_error"] = difference.standard_errors
+    for name in baselines:
+        if name in read:
+            columns[f"output_agreement_{name}"] = baselines[
+                name
+            ].evaluation.output_agreement.numpy()
+            columns[f"output_divergence_{name}"] = baselines[name].divergence
+    return pd.DataFrame(columns)
 
 
 def site_table(targets: Targets, own: Emulated, baselines: Mapping[str, Emulated]) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -12,8 +11,7 @@ import pandas as pd
 import torch
 
 from dynamo_plugin.analyses._emulation import Emulated, emulate
-from dynamo_plugin.analyses._fidelity_tables import site_table, step_table
-from dynamo_plugin.analyses._interpretation import Difference, interpret
+from dynamo_plugin.analyses._fidelity_tables import model_table, site_table, step_table
 from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
 from dynamo_plugin.analyses._untrained import untrained_networks
@@ -263,7 +261,7 @@ def fidelity(
         read |= {"untrained"} if fitted else set()
     for name, baseline in baselines.items():
         _require_finite(embedding, baseline, name.replace("_", " "))
-    table = _table(embedding, own, baselines, read, decisions, threshold)
+    table = model_table(embedding, own, baselines, read, decisions, threshold)
     if readouts is not None and own.evaluation.own_agreement is not None:
         table["own_readout_agreement"] = own.evaluation.own_agreement.numpy()
         table["own_readout_r2"] = readouts.r2.numpy()
@@ -278,52 +276,6 @@ def fidelity(
         by_site=site_table(targets, own, baselines),
         by_step=step_table(targets.ids, own, baselines, read),
     )
-
-
-def _table(
-    embedding: ModelEmbedding,
-    own: Emulated,
-    baselines: Mapping[str, Emulated],
-    read: set[str],
-    decisions: Mapping[str, bool],
-    threshold: float,
-) -> pd.DataFrame:
-    """Return the table, without the columns that are not always there."""
-    hidden = own.evaluation.hidden_r2.numpy()
-    above = {name: Difference.between(own.errors, b.errors) for name, b in baselines.items()}
-    reasons, notes = interpret(
-        hidden,
-        threshold,
-        embedding.thetas.double().numpy(),
-        embedding.output_groups,
-        own.errors,
-        baselines["mean_theta"].errors,
-        above.get("untrained"),
-    )
-    logits = np.array([decisions[group] for group in embedding.output_groups])
-    columns = {
-        "model": embedding.ids,
-        "hidden_r2": hidden,
-        **{f"hidden_r2_{name}": b.evaluation.hidden_r2.numpy() for name, b in baselines.items()},
-        "output_agreement": own.evaluation.output_agreement.numpy(),
-        "output_kind": np.where(logits, "decisions", "r2"),
-        "output_divergence": own.divergence,
-        "divergence_kind": np.where(logits, "kl", "mse"),
-        "output_group": embedding.output_groups,
-        "interpretable": [not reason for reason in reasons],
-        "reason": reasons,
-        "note": notes,
-    }
-    for name, difference in above.items():
-        columns[f"above_{name}"] = difference.values
-        columns[f"above_{name}_error"] = difference.standard_errors
-    for name in baselines:
-        if name in read:
-            columns[f"output_agreement_{name}"] = baselines[
-                name
-            ].evaluation.output_agreement.numpy()
-            columns[f"output_divergence_{name}"] = baselines[name].divergence
-    return pd.DataFrame(columns)
 
 
 def _require_finite(embedding: ModelEmbedding, found: Emulated, where: str) -> None:
