@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from numpy.typing import NDArray
-from scipy.special import softmax
+from scipy.special import expit, rel_entr, softmax
 from scipy.stats import entropy
 from sklearn.metrics import mean_squared_error, r2_score
 from torch import nn
@@ -18,7 +18,7 @@ from dynamo_plugin.analyses import fidelity
 from dynamo_plugin.embedding import ModelEmbedding
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store import Population
-from tests.dynamo_plugin.analyses.conftest import capture, fit
+from tests.dynamo_plugin.analyses.conftest import capture, fit, make_models
 
 
 def emulate(embedding: ModelEmbedding, model: str) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -238,3 +238,19 @@ def test_sites_joined_in_one_state_have_figures_of_their_own() -> None:
 def test_bad_options(embedding: ModelEmbedding, options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput, match=next(iter(options))):
         fidelity(embedding, **options)
+
+
+@pytest.mark.parametrize("kind", ["orthogonal", "mlp", "linear"])
+def test_maps_without_a_closed_form_have_an_affine_baseline(kind: str) -> None:
+    models = make_models(1, per_step=False, count=3)
+    options: dict[str, Any] = {"state_map": kind, "alignment_weight": 0.0, "output_loss": "kl"}
+    embedding = fit(capture(models), **options)
+    table = fidelity(embedding).to_dataframe()
+    assert table["hidden_r2_untrained"].between(0, 1).all()
+    samples = embedding.held_out_samples.numpy()
+    for row in table.to_dict(orient="records"):
+        _, outputs = emulate(embedding, row["model"])
+        truth = expit(embedding.population.outputs(row["model"], samples=samples))
+        guess = expit(outputs)
+        expected = (rel_entr(truth, guess) + rel_entr(1 - truth, 1 - guess)).mean()
+        assert row["output_divergence"] == pytest.approx(expected, abs=1e-6)
