@@ -223,3 +223,21 @@ def test_bad_targets(embedding: ModelEmbedding, case: str) -> None:
 def test_targets_of_an_unknown_output_group(embedding: ModelEmbedding) -> None:
     with pytest.raises(UnknownName, match="'nothing'"):
         average(embedding, targets={"nothing": np.zeros(3)})
+
+
+def test_probabilities_are_averaged_and_not_logits(classes: NDArray[np.int64]) -> None:
+    models = make_models(3, per_step=False, count=4)
+    with torch.no_grad():
+        for factor, model in zip((500, 20, 20, 20), models.values(), strict=True):
+            for parameter in model.get_submodule("readout").parameters():
+                parameter.mul_(factor if parameter.ndim > 1 else 0)
+    embedding = fit(capture(models, targets=classes))
+    samples = embedding.held_out_samples.numpy()
+    logits = [embedding.population.outputs(name, samples=samples) for name in embedding.ids]
+    decided = np.mean([softmax(one, axis=1) for one in logits], axis=0).argmax(1)
+    assert (decided != np.mean(logits, axis=0).argmax(1)).any()
+    # With the ensemble's own decisions as targets, it is right everywhere.
+    targets = classes.copy()
+    targets[samples] = decided
+    row = average(embedding, targets=targets).to_dataframe().iloc[0]
+    assert row["ensemble_score"] == 1
