@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,17 +11,19 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from dynamo_plugin.analyses._average_groups import Group, ModelSets, find_groups
+from dynamo_plugin.analyses._average_scores import ensemble_scores, weight_scores
 from dynamo_plugin.analyses._origin import analysis
 from dynamo_plugin.analyses._result import LONGEST_TICK, TableResult, plain, plot_text, style_figure
-from dynamo_plugin.analyses._scoring import TargetSource, TaskScorer
-from dynamo_plugin.analyses.labels import LabelSource, read_labels
-from dynamo_plugin.errors import InvalidInput
+from dynamo_plugin.analyses._scoring import Scores, TargetSource, TaskScorer
+from dynamo_plugin.analyses.labels import LabelSource
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from numpy.typing import NDArray
 
     from dynamo_plugin.embedding import ModelEmbedding
+    from dynamo_plugin.recording.recorder import ModelSource
     from dynamo_plugin.types import JSON
 
 __all__ = ["AverageResult", "average"]
@@ -34,7 +36,10 @@ class AverageResult(TableResult):
     The table has one row per group: `group`, `grouping` (what the group is a value of), `members`
     (how many), `score_kind` (`accuracy` or `r2`), `centroid_score`, `members_emulated_mean`,
     `_min` and `_max` (the members' emulations), `members_mean`, `_min` and `_max` (the networks
-    themselves).
+    themselves), `ensemble_score` (the mean of the members' class probabilities, or of their real
+    outputs), `weights_score` (the network with the members' mean weights) and `weights_reason` (why
+    there is none; empty if there is one), `centroid_above_ensemble`. The last and the scores have
+    standard errors, `_error`, over held-out samples, for the difference paired ones.
     """
 
     centroids: pd.DataFrame
@@ -86,17 +91,31 @@ class AverageResult(TableResult):
                     hovertemplate="%{text}: %{y:.3f}<extra>" + title + "</extra>",
                 )
             )
-        figure.add_trace(
-            go.Scatter(
-                x=places,
-                y=self.table["centroid_score"].to_numpy(),
-                text=names,
-                name="centroid, rendered",
-                mode="markers",
-                marker={"symbol": "diamond", "size": 13},
-                hovertemplate="%{text}: %{y:.3f}<extra>centroid</extra>",
+        for column, title, symbol, shift in (
+            ("ensemble", "ensemble of members", "square-open", 0.24),
+            ("weights", "weights averaged", "x-thin-open", -0.24),
+            ("centroid", "centroid, rendered", "diamond", 0.0),
+        ):
+            scores = self.table[f"{column}_score"]
+            if scores.isna().all():
+                continue
+            figure.add_trace(
+                go.Scatter(
+                    x=places + shift,
+                    y=scores.to_numpy(),
+                    error_y={
+                        "type": "data",
+                        "array": self.table[f"{column}_error"].to_numpy(),
+                        "thickness": 1,
+                        "width": 3,
+                    },
+                    text=names,
+                    name=f"{title} (± standard error)",
+                    mode="markers",
+                    marker={"symbol": symbol, "size": 11, "line": {"width": 2}},
+                    hovertemplate="%{text}: %{y:.3f}<extra>" + title + "</extra>",
+                )
             )
-        )
         ticks = [plot_text(group, longest=LONGEST_TICK) for group in self.table["group"]]
         figure.update_xaxes(
             tickmode="array", tickvals=places, ticktext=ticks, zeroline=False, automargin=True
@@ -108,20 +127,15 @@ class AverageResult(TableResult):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Group:
-    name: str
-    grouping: str
-    members: NDArray[np.int64]
-    """Positions in the embedding, of one output group."""
-
-
 @analysis
 def average(
     embedding: ModelEmbedding,
     *,
     labels: LabelSource | None = None,
+    models: ModelSets | None = None,
     targets: TargetSource | None = None,
+    networks: Mapping[str, ModelSource] | None = None,
+    capture_options: Mapping[str, Any] | None = None,
 ) -> AverageResult:
     """Render the centroid of each group of models, and score it on the task beside its members.
 
@@ -130,6 +144,11 @@ def average(
     accuracy for integer targets (the largest logit decides, the sign of a single one), R2 for
     real ones.
 
+    Two other ways to make one network of several stand beside it: the ensemble, which runs all of
+    them and averages their class probabilities (for R2: their outputs), and the average of their
+    weights, which takes networks of one architecture and, for networks that were trained apart,
+    seldom does anything (Wortsman et al. 2022, arXiv:2203.05482, on when it does).
+
     Parameters
     ----------
     embedding
@@ -137,10 +156,17 @@ def average(
     labels
         A metadata column, a mapping from model id to label, or one label per model: the groups.
         None for no groups beside `all` (or the output groups, where there are several).
+    models
+        Further sets to average: ids of one set, or a mapping from name to ids.
     targets
         Aligned with `population.sample_ids`; by default those captured with the inputs. (sample,)
         classes, (sample, channel) numbers, or for outputs per step (row,), (row, channel) or padded
         (sample, time, channel). A mapping gives every output group its own.
+    networks
+        Model id to the network that was embedded, or a factory of it, for the averages of weights.
+    capture_options
+        How they are read, as it was given to `capture`: adapter, layers, forward, output and the
+        like.
 
     Returns
     -------
@@ -150,13 +176,14 @@ def average(
     Raises
     ------
     InvalidInput
-        If there are no targets or they do not fit, or a group has models of several output groups.
+        If there are no targets or they do not fit, a group has models of several output groups or
+        none, or a network is not the one that was embedded.
     UnknownName
         If a metadata column, a model or an output group does not exist.
     StoreNotFound
         If the population is no longer there.
     """
-    groups = _groups(embedding, labels)
+    groups = find_groups(embedding, labels, models)
     tables, centroids = {}, {}
     for output_group in sorted(set(embedding.output_groups)):
         here = [
@@ -165,7 +192,9 @@ def average(
             if embedding.output_groups[group.members[0]] == output_group
         ]
         means = torch.stack([embedding.thetas[groups[place].members].mean(0) for place in here])
-        scored = _score(embedding, output_group, means, targets)
+        scorer = TaskScorer(embedding, targets=targets, output_group=output_group)
+        members = [groups[place].members for place in here]
+        scored = _score(scorer, means, members, networks, capture_options)
         for position, place in enumerate(here):
             tables[place] = _row(groups[place], scored, position)
             centroids[place] = means[position].numpy()
@@ -180,73 +209,68 @@ def average(
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    kind: str
-    centroids: NDArray[np.float64]
-    """(centroid,)."""
+    centroids: Scores
+    """Of every group."""
+    ensembles: Scores
+    """Of every group."""
+    weights: list[Scores | str]
+    """Of every group, or why there is none."""
     emulated: dict[int, float]
     """Position of a model to the score of its emulation."""
     base: dict[int, float]
     """Position of a model to its own score."""
 
 
-def _groups(embedding: ModelEmbedding, labels: LabelSource | None) -> list[_Group]:
-    several = len(set(embedding.output_groups)) > 1
-    groups = []
-    if labels is not None:
-        found = read_labels(embedding, labels)
-        groups = [
-            _Group(value, found.name, np.flatnonzero(found.codes == code))
-            for code, value in enumerate(found.values)
-        ]
-    elif several:
-        of_models = np.array(embedding.output_groups)
-        groups = [
-            _Group(group, "output group", np.flatnonzero(of_models == group))
-            for group in sorted(set(embedding.output_groups))
-        ]
-    for group in groups:
-        inside = sorted({embedding.output_groups[member] for member in group.members})
-        if len(inside) > 1:
-            raise InvalidInput(
-                f"The group {group.name!r} of {group.grouping!r} has models of the output groups "
-                f"{', '.join(inside)}, whose outputs cannot be averaged. Choose labels whose "
-                "groups lie within one output group."
-            )
-    if not several:
-        groups.append(_Group("all", "all models", np.arange(len(embedding.ids))))
-    return groups
-
-
 def _score(
-    embedding: ModelEmbedding,
-    group: str,
+    scorer: TaskScorer,
     centroids: Tensor,
-    targets: TargetSource | None,
+    groups: Sequence[NDArray[np.int64]],
+    networks: Mapping[str, ModelSource] | None,
+    capture_options: Mapping[str, Any] | None,
 ) -> _Scores:
-    """Score all members and centroids of an output group on the held-out samples."""
-    members = [i for i, of_model in enumerate(embedding.output_groups) if of_model == group]
-    scorer = TaskScorer(embedding, targets=targets, output_group=group)
-    emulated = scorer.thetas(torch.cat([embedding.thetas[members], centroids])).values
+    """Score what there is of an output group on the held-out samples."""
+    embedding = scorer.embedding
+    members = sorted({member for group in groups for member in group.tolist()})
+    emulated = scorer.thetas(embedding.thetas[members]).values
     base = scorer.recorded([embedding.ids[member] for member in members]).values
     return _Scores(
-        scorer.kind,
-        emulated[len(members) :],
-        dict(zip(members, emulated.tolist(), strict=False)),
+        scorer.thetas(centroids),
+        ensemble_scores(scorer, groups),
+        weight_scores(scorer, groups, networks, capture_options),
+        dict(zip(members, emulated.tolist(), strict=True)),
         dict(zip(members, base.tolist(), strict=True)),
     )
 
 
-def _row(group: _Group, scored: _Scores, position: int) -> dict[str, Any]:
+def _row(group: Group, scored: _Scores, position: int) -> dict[str, Any]:
     emulated = [scored.emulated[member] for member in group.members.tolist()]
     base = [scored.base[member] for member in group.members.tolist()]
+    both, weights = (scored.centroids, scored.ensembles), scored.weights[position]
+    gains = [scores.gains[position : position + 1] for scores in both]
+    centroid, ensemble = (replace(scored.centroids, gains=own) for own in gains)
+    above, errors = replace(scored.centroids, gains=np.concatenate(gains)).above(1)
     return {
         "group": group.name,
         "grouping": group.grouping,
         "members": len(group.members),
-        "score_kind": scored.kind,
-        "centroid_score": float(scored.centroids[position]),
+        "score_kind": centroid.kind,
+        **_scored("centroid", centroid),
         **_range("members_emulated", emulated),
         **_range("members", base),
+        **_scored("ensemble", ensemble),
+        "centroid_above_ensemble": float(above[0]),
+        "centroid_above_ensemble_error": float(errors[0]),
+        **_scored("weights", None if isinstance(weights, str) else weights),
+        "weights_reason": weights if isinstance(weights, str) else "",
+    }
+
+
+def _scored(name: str, scores: Scores | None) -> dict[str, float]:
+    if scores is None:
+        return {f"{name}_score": np.nan, f"{name}_error": np.nan}
+    return {
+        f"{name}_score": float(scores.values[0]),
+        f"{name}_error": float(scores.standard_errors[0]),
     }
 
 

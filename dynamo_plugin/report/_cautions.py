@@ -49,6 +49,13 @@ def find_cautions(embedding: ModelEmbedding, fidelity: FidelityResult) -> list[s
             f"{fidelity.threshold:g}: {shown}. Their thetas say little about them. More steps, "
             "or a wider meta-model, may help."
         )
+    others = [model for model in fidelity.not_interpretable if model not in low]
+    if others:
+        shown = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+        cautions.append(
+            f"The thetas of {len(others)} more of {len(table)} models should not be interpreted: "
+            f"{shown}. The table of fidelity says why of each."
+        )
     for kind, agreement in table.groupby("output_kind")["output_agreement"]:
         if agreement.mean() < POOR_AGREEMENT:
             what = "decisions agree in" if kind == "decisions" else "outputs have an R² of"

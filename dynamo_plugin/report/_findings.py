@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,7 +22,9 @@ from dynamo_plugin.analyses import (
 )
 from dynamo_plugin.embedding import ModelEmbedding
 from dynamo_plugin.errors import InvalidInput
+from dynamo_plugin.registry.interfaces import AnalysisResult
 from dynamo_plugin.report._cautions import find_cautions
+from dynamo_plugin.report._results_section import result_cautions, result_titles
 
 __all__ = ["Findings", "find"]
 
@@ -61,9 +63,13 @@ class Findings:
     """Why the averages are not by `labels`; empty if they are."""
     cautions: list[str]
     """What a reader must know before he believes the rest."""
+    results: tuple[AnalysisResult, ...] = ()
+    """Further results, each of which gets a section."""
 
 
-def find(embedding: ModelEmbedding, *, labels: str | None) -> Findings:
+def find(
+    embedding: ModelEmbedding, *, labels: str | None, results: Sequence[AnalysisResult] = ()
+) -> Findings:
     """Run the analyses of a report.
 
     Parameters
@@ -72,6 +78,8 @@ def find(embedding: ModelEmbedding, *, labels: str | None) -> Findings:
         Its population is read.
     labels
         A metadata column; None for the first that has groups.
+    results
+        Further results of analyses.
     """
     candidates, unlabelled = _groupings(embedding.metadata, len(embedding.ids))
     labelled = {}
@@ -103,7 +111,11 @@ def find(embedding: ModelEmbedding, *, labels: str | None) -> Findings:
         attribution=_attempt(lambda: attribution(embedding)),
         average=averaged,
         average_note=note,
-        cautions=find_cautions(embedding, faithful),
+        cautions=[
+            *find_cautions(embedding, faithful),
+            *result_cautions(embedding, results, result_titles(results)),
+        ],
+        results=tuple(results),
     )
 
 

@@ -14,6 +14,12 @@ from plotly.offline import get_plotlyjs
 from dynamo_plugin.report import _figures, _sections
 from dynamo_plugin.report._attribution_section import attribution_section
 from dynamo_plugin.report._html import json_block
+from dynamo_plugin.report._results_section import (
+    plot_name,
+    result_links,
+    result_section,
+    result_titles,
+)
 
 if TYPE_CHECKING:
     from dynamo_plugin.report._findings import Findings
@@ -32,6 +38,7 @@ def build_page(findings: Findings) -> str:
     )
     name = _sections.title_of(findings)
     embedding = findings.embedding
+    titles = result_titles(findings.results)
     sections = [
         _sections.embedding_section(findings),
         _sections.fidelity_section(findings),
@@ -39,6 +46,10 @@ def build_page(findings: Findings) -> str:
         attribution_section(findings),
         _sections.average_section(findings),
         _sections.distances_section(findings),
+        *(
+            result_section(result, title, place)
+            for place, (result, title) in enumerate(zip(findings.results, titles, strict=True))
+        ),
         _sections.training_section(findings),
         _sections.run_section(findings),
     ]
@@ -50,6 +61,9 @@ def build_page(findings: Findings) -> str:
         policy=escape(policy),
         title=escape(name),
         subtitle=escape(subtitle),
+        links="\n".join(
+            f'<a href="#{escape(link)}">{escape(title)}</a>' for link, title in result_links(titles)
+        ),
         style=style,
         cautions=_sections.cautions_box(findings.cautions),
         headline=_sections.headline(findings),
@@ -76,6 +90,8 @@ def _data(findings: Findings) -> dict[str, Any]:
         figures["average-plot"] = findings.average.plot()
     if len(embedding) <= _sections.MOST_IN_MAP:
         figures["distance-map"] = _figures.distance_map(embedding)
+    for place, result in enumerate(findings.results):
+        figures[plot_name(place)] = result.plot()
     data: dict[str, Any] = {name: _figures.figure_data(figure) for name, figure in figures.items()}
     if not isinstance(findings.components, str):
         data["scatter"] = _figures.embedding_points(

@@ -165,10 +165,14 @@ def fidelity_section(findings: Findings) -> str:
     """Return the agreement of every network with its emulation."""
     frame = findings.fidelity.table
     several = frame["output_group"].nunique() > 1
-    headers = ["model", "hidden R²", "at the mean θ", "output agreement"]
+    headers = [
+        *("model", "hidden R²", "at the mean θ", "untrained", "output agreement"),
+        *("output divergence", "θ may be interpreted"),
+    ]
     rows = []
     for row in frame.to_dict(orient="records"):
         hidden, agreement = float(row["hidden_r2"]), float(row["output_agreement"])
+        untrained, differ = float(row["hidden_r2_untrained"]), float(row["output_divergence"])
         cells = [
             Cell(str(row["model"])),
             Cell(
@@ -178,11 +182,22 @@ def fidelity_section(findings: Findings) -> str:
                 flag="" if row["interpretable"] else "poor",
             ),
             Cell(number(row["hidden_r2_mean_theta"]), value=float(row["hidden_r2_mean_theta"])),
+            Cell(number(untrained), value=untrained),
             Cell(
                 number(agreement),
                 value=agreement,
                 bar=agreement,
                 note="of decisions" if row["output_kind"] == "decisions" else "R²",
+            ),
+            Cell(
+                number(differ),
+                value=differ,
+                note="nats" if row["divergence_kind"] == "kl" else "mean squared error",
+            ),
+            Cell(
+                "yes" if row["interpretable"] else "no",
+                note=str(row["reason"] or row["note"]).replace("R2", "R²"),
+                flag="" if row["interpretable"] else "poor",
             ),
         ]
         rows.append([*cells, Cell(str(row["output_group"]))] if several else cells)
@@ -198,7 +213,8 @@ def fidelity_section(findings: Findings) -> str:
         ),
         lead="How well the meta-model, given a network's θ, reproduces its hidden states and its "
         "outputs on inputs that the fit never saw. “At the mean θ” runs it with the average θ "
-        "instead: the difference is what θ carries.",
+        "instead: the difference is what θ carries. “Untrained” is a meta-model with random "
+        "weights, whose state maps alone are fitted: what random features explain already.",
     )
 
 
@@ -289,12 +305,16 @@ def average_section(findings: Findings) -> str:
     title = "Average networks"
     lead = (
         "The meta-model at the mean θ of a group is a network of its own: its score on the task, "
-        "beside the members' emulations and the members themselves."
+        "beside the ensemble of its members, which runs them all, and the members themselves. "
+        "± is the standard error over samples."
     )
     averaged = findings.average
     if isinstance(averaged, str):
         return section("average", title, paragraph(averaged, style="absent"), lead=lead)
-    headers = ["group", "members", "centroid", "members, emulated", "members themselves"]
+    headers = [
+        *("group", "members", "centroid", "ensemble of members", "weights averaged"),
+        *("members, emulated", "members themselves"),
+    ]
     return section(
         "average",
         title,
@@ -315,8 +335,13 @@ def _average_rows(averaged: AverageResult) -> list[list[Cell]]:
         cells = [
             Cell(str(row["group"]), note=str(row["grouping"])),
             Cell(str(row["members"]), value=float(row["members"])),
-            Cell(number(row["centroid_score"]), value=float(row["centroid_score"])),
         ]
+        for who in ("centroid", "ensemble", "weights"):
+            score, error = float(row[f"{who}_score"]), float(row[f"{who}_error"])
+            if pd.isna(score):
+                cells.append(Cell("-", note=str(row[f"{who}_reason"])))
+            else:
+                cells.append(Cell(number(score), value=score, note=f"± {number(error)}"))
         for who in ("members_emulated", "members"):
             low, high = number(row[f"{who}_min"]), number(row[f"{who}_max"])
             mean = float(row[f"{who}_mean"])

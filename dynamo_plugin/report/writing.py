@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from dynamo_plugin.embedding import ModelEmbedding
 from dynamo_plugin.errors import InvalidInput, StoreExists, StoreNotFound, UnknownName, suggest
+from dynamo_plugin.registry.interfaces import AnalysisResult
 from dynamo_plugin.report._findings import find
 from dynamo_plugin.report._page import build_page
+from dynamo_plugin.report._results_section import check_results
 
 __all__ = ["write_report"]
 
@@ -19,6 +22,7 @@ def write_report(
     path: str | os.PathLike[str],
     *,
     labels: str | None = None,
+    results: Sequence[AnalysisResult] = (),
     overwrite: bool = False,
 ) -> Path:
     """Write one HTML file that says what was run and what came of it.
@@ -38,6 +42,9 @@ def write_report(
     labels
         Metadata column that models are coloured and averaged by; by default the first that has
         groups.
+    results
+        Results of further analyses, a plugin's too. Each gets a section with its method, options
+        and seeds, its plot, and the first rows of its table.
     overwrite
         Whether a file that is there may be replaced.
 
@@ -54,6 +61,8 @@ def write_report(
         If the folder of the file does not exist, or the population is no longer there.
     UnknownName
         If there is no such metadata column.
+    InvalidInput
+        If the embedding or a result is none.
     """
     if not isinstance(embedding, ModelEmbedding):
         raise InvalidInput(
@@ -65,7 +74,8 @@ def write_report(
     if labels is not None and labels not in embedding.metadata.columns:
         known = [str(column) for column in embedding.metadata.columns]
         raise UnknownName(f"The metadata have no column {labels!r}. {suggest(labels, known)}")
-    page = build_page(find(embedding, labels=labels))
+    check_results(results)
+    page = build_page(find(embedding, labels=labels, results=results))
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
     try:
         # Half of a surrogate pair, which a name may hold, has no UTF-8; a reference has.

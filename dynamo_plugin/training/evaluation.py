@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,13 +18,25 @@ from dynamo_plugin.training.stages import HIDDEN
 from dynamo_plugin.training.targets import TargetBatch, Targets
 from dynamo_plugin.types import OutputSpec, Trajectory
 
-__all__ = ["Evaluation", "compares_decisions", "evaluate", "samples_per_batch"]
+__all__ = [
+    "Evaluation",
+    "Observer",
+    "compares_decisions",
+    "decide",
+    "evaluate",
+    "samples_per_batch",
+]
 
 PAIRS_PER_BATCH = 2048
 """Most pairs of a model and a sample that run at once."""
 
 ROWS_PER_BATCH = 400_000
 """Most rows of states that they have together, over all stages: feature maps have many."""
+
+
+Observer: TypeAlias = Callable[[TargetBatch, Trajectory, Mapping[str, Tensor], Tensor], None]
+"""Takes a batch, what the meta-model did on it, stage to the normalised states that the maps make
+of that, (model, sample, row, max units), and the indices of the models, (model,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +86,7 @@ def evaluate(
     samples: Tensor,
     *,
     decisions: Mapping[str, bool],
-    observe: Callable[[TargetBatch, Trajectory, Tensor], None] | None = None,
+    observe: Observer | None = None,
     own_readouts: OwnReadouts | None = None,
 ) -> Evaluation:
     """Run every theta on some samples and compare with what the base models did.
@@ -92,7 +105,7 @@ def evaluate(
         Output group to whether its outputs are logits, whose decisions are compared, or real
         numbers.
     observe
-        Is shown every batch, what the meta-model did on it, and the indices of its models.
+        Is shown every batch: all samples of some models, then those of the next ones.
     own_readouts
         Those of the base models, whose outputs from emulated states are compared too.
 
@@ -112,8 +125,6 @@ def evaluate(
             batch = targets.batch(models, chunk)
             here = models.to(thetas.device)
             trajectory = meta_model(batch.inputs[None], thetas[here][:, None], batch.lengths[None])
-            if observe is not None:
-                observe(batch, trajectory, here)
             mapped = {}
             for stage, maps in state_maps.items():
                 units = maps.target_units[here].view(len(models), 1, 1, -1)
@@ -124,6 +135,8 @@ def evaluate(
                     mapped[stage],
                     batch.masks[stage][..., None] & units,
                 )
+            if observe is not None:
+                observe(batch, trajectory, mapped, here)
             for group, (positions, target) in batch.outputs.items():
                 emulated = trajectory.outputs[group][positions]
                 answers[group].add(models[positions.cpu()], target, emulated, batch.real_steps)
@@ -160,7 +173,7 @@ class _Answers:
         else:
             emulated, mask = emulated.flatten(2)[:, :, None], torch.ones_like(steps[:, :1])
         if self.decisions:
-            same = (_decide(emulated) == _decide(target)) & mask
+            same = (decide(emulated) == decide(target)) & mask
             self.agree[models] += same.sum((1, 2)).cpu().double()
             self.decided[models] += float(mask.sum())
         else:
@@ -212,7 +225,7 @@ class _Residuals:
         )
 
 
-def _decide(logits: Tensor) -> Tensor:
+def decide(logits: Tensor) -> Tensor:
     """Return the class that logits (..., class) choose; a single logit by its sign."""
     if logits.shape[-1] == 1:
         return logits.squeeze(-1) > 0

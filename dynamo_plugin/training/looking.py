@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -41,7 +43,9 @@ def look(
     thetas = objective.thetas.detach()
     sums = torch.zeros(2, dtype=torch.float64, device=thetas.device)
 
-    def observe(batch: TargetBatch, trajectory: Trajectory, here: Tensor) -> None:
+    def observe(
+        batch: TargetBatch, trajectory: Trajectory, _: Mapping[str, Tensor], here: Tensor
+    ) -> None:
         terms = objective.compare(trajectory, batch, here, aligned=False)
         sums.add_(torch.stack([terms.hidden.sum(), terms.output.sum()]), alpha=len(batch.lengths))
 

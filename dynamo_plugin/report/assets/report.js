@@ -47,8 +47,10 @@
     layout.modebar = { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: ink };
     layout.legend = { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", ...layout.legend };
     layout.margin = { l: 56, r: 16, t: 44, b: 48, ...layout.margin };
-    for (const key of ["xaxis", "yaxis"]) {
+    const axes = Object.keys(layout).filter((key) => /^[xy]axis[0-9]+$/.test(key));
+    for (const key of ["xaxis", "yaxis", ...axes]) {
       const axis = layout[key] || {};
+      if (typeof axis.title === "string") axis.title = { text: axis.title };
       layout[key] = {
         zeroline: false,
         automargin: true,
@@ -68,7 +70,7 @@
 
   // On a narrow screen, a colour bar beside the plot would take a third of it.
   const compact = (trace) =>
-    trace.type === "heatmap" ? { ...trace, colorbar: barAbove(trace.colorbar.title.text) } : trace;
+    trace.type === "heatmap" && trace.colorbar?.title ? { ...trace, colorbar: barAbove(trace.colorbar.title.text) } : trace;
 
   const barAbove = (title) => ({
     title: { text: title, side: "top" },
@@ -88,10 +90,10 @@
       const layout = themed(figure.layout);
       if (!layout.height) layout.height = place.clientHeight || 320;
       const data = narrow.matches ? figure.data.map(compact) : figure.data;
-      if (narrow.matches && figure.data[0].type === "heatmap") {
+      if (narrow.matches && figure.data[0]?.type === "heatmap") {
         layout.xaxis.showticklabels = layout.yaxis.showticklabels = false;
       }
-      const bar = ZOOMED.has(name) && !narrow.matches ? "hover" : false;
+      const bar = (ZOOMED.has(name) || name.startsWith("result-")) && !narrow.matches ? "hover" : false;
       Plotly.react(place, data, layout, { ...CONFIG, displayModeBar: bar });
     };
     drawn.push(render);
@@ -213,12 +215,9 @@
   };
 
   scatter();
-  for (const name of [
-    "variance", "fidelity-plot", "attribution-plot", "average-plot", "distance-map", "losses",
-    "agreement",
-  ]) {
-    const figure = read(name);
-    if (figure) draw(name, () => figure);
+  for (const place of document.querySelectorAll(".canvas")) {
+    const figure = place.id === "scatter" ? null : read(place.id);
+    if (figure) draw(place.id, () => figure);
   }
   document.querySelectorAll("table.sortable").forEach(sortable);
   for (const query of [dark, narrow]) {

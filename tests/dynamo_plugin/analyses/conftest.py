@@ -58,9 +58,9 @@ def capture(models: dict[str, nn.Module], **options: Any) -> Population:
     )
 
 
-def fit(population: Population) -> dp.ModelEmbedding:
+def fit(population: Population, **options: Any) -> dp.ModelEmbedding:
     """Fit for a moment, with thetas that differ."""
-    return dp.fit(
+    embedding: dp.ModelEmbedding = dp.fit(
         population,
         device="cpu",
         embedding_dim=4,
@@ -69,7 +69,9 @@ def fit(population: Population) -> dp.ModelEmbedding:
         theta_std=1.0,
         family_options={"units": 8},
         progress=False,
+        **options,
     )
+    return embedding
 
 
 @pytest.fixture(scope="session")

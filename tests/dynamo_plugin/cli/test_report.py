@@ -41,3 +41,15 @@ def test_mistakes_are_our_errors(saved_embedding: Path, tmp_path: Path) -> None:
     output = str(tmp_path / "page.html")
     arguments = [str(saved_embedding / "embedding"), "-o", output, "--labels", "sise"]
     assert isinstance(CliRunner().invoke(app, arguments).exception, UnknownName)
+
+
+def test_further_analyses(saved_embedding: Path, tmp_path: Path) -> None:
+    output = tmp_path / "page.html"
+    arguments = [str(saved_embedding / "embedding"), "-o", str(output), "--analysis", "null"]
+    options = ["--option", "null.labels=size", "--option", "null.permutations=7"]
+    assert CliRunner().invoke(app, [*arguments, *options]).exit_code == 0
+    page = output.read_text(encoding="utf-8")
+    assert '<section id="result-1"' in page
+    assert "<dt>permutations</dt><dd>7</dd>" in page
+    for wrong in (["--option", "clusters.seed=1"], ["--analysis", "null"], ["--option", "null.=1"]):
+        assert CliRunner().invoke(app, [*arguments, "--overwrite", *wrong]).exit_code == 2

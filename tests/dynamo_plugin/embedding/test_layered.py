@@ -127,7 +127,16 @@ def fitted(request: pytest.FixtureRequest) -> ModelEmbedding:
 
 
 def test_stages_are_emulated_better_than_by_their_mean(fitted: ModelEmbedding) -> None:
-    table = fidelity(fitted).to_dataframe()
+    result = fidelity(fitted)
+    table = result.to_dataframe()
+    by_site = result.by_site.groupby("model", sort=False)
+    names = [site.name for site in fitted.population.spec(fitted.ids[0]).sites]
+    assert by_site.get_group(fitted.ids[0])["site"].tolist() == names
+    assert table["hidden_r2_untrained"].to_numpy() == pytest.approx(
+        by_site["hidden_r2_untrained"].mean().to_numpy()
+    )
+    per_step = any(stage.axis == "time" for stage in fitted.meta_model.spec.stages)
+    assert len(result.by_step) > 0 if per_step else result.by_step.empty
     stages = [column for column in map(str, table) if column.startswith("hidden_r2_stage")]
     assert len(stages) == len(fitted.state_maps)
     assert (table["hidden_r2"] > 0.1).all()

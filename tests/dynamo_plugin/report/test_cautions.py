@@ -34,6 +34,7 @@ def faithful(**columns: Any) -> FidelityResult:
             "output_agreement": [0.95, 0.9],
             "output_kind": "decisions",
             "interpretable": True,
+            "reason": "",
         }
     ).assign(**columns)
     return FidelityResult(table, "held_out", 100, 0.5)
@@ -53,6 +54,7 @@ def test_a_good_fit_needs_none(hostile: ModelEmbedding) -> None:
     ("columns", "words"),
     [
         ({"hidden_r2": [1, 0.45], "interpretable": [True, False]}, "1 of 2 models .* 0.5: b"),
+        ({"interpretable": [True, False]}, "1 more of 2 models .*: b"),
         ({"output_agreement": 0.5}, "decisions agree in 0.50"),
         ({"output_agreement": 0.5, "output_kind": "r2"}, "R² of 0.50"),
         ({"hidden_r2_mean_theta": [0.9, 0.8]}, "no better than at the mean theta"),

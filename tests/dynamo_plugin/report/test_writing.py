@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 
 import dynamo_plugin as dp
 from dynamo_plugin.embedding import ModelEmbedding
 from dynamo_plugin.errors import InvalidInput, StoreExists, StoreNotFound, UnknownName
+from tests.dynamo_plugin.report.conftest import HOSTILE
 
 Embed = Callable[..., ModelEmbedding]
 
@@ -50,11 +53,11 @@ def test_every_section_is_there(page: str) -> None:
 
 def test_every_plot_has_its_data_and_is_drawn(page: str) -> None:
     script = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)[-1]
+    assert 'querySelectorAll(".canvas")' in script
     places = re.findall(r'<div id="([^"]*)" class="canvas"', page)
     assert len(places) == 8
     for name in places:
         assert f'id="{name}-data"' in page
-        assert f'"{name}"' in script
 
 
 def test_names_are_text(page: str, hostile: ModelEmbedding) -> None:
@@ -189,6 +192,72 @@ def test_bad_places_and_labels(hostile: ModelEmbedding, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="load_embedding"):
         dp.write_report(nothing, tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A plugin's result, which is no TableResult and has no origin."""
+
+    frame: pd.DataFrame
+    name: str = "my_<i>analysis</i>"
+
+    def to_dataframe(self) -> pd.DataFrame:
+        return self.frame
+
+    def plot(self) -> go.Figure:
+        return go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))
+
+    def summary(self) -> dict[str, Any]:
+        return {"<best>": "<script>alert(2)</script>", "none": None}
+
+
+def test_further_results_have_sections(hostile: ModelEmbedding, tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "<name>": [HOSTILE, None] + ["x"] * 98,
+            "value": np.arange(100) / 7,
+            "good": True,
+            "many": [[1, 2]] * 100,
+            "odd": [np.nan, np.inf] * 50,
+        }
+    )
+    null = dp.analyse("null", hostile, labels="kind", permutations=9, seed=5)
+    results = [null, Foreign(frame), Foreign(frame.set_index("value"))]
+    path = dp.write_report(hostile, tmp_path / "report.html", results=results)
+    page = path.read_text(encoding="utf-8")
+    shown = without_scripts(page)
+    for place, title in ((1, "Null"), (2, "My &lt;i&gt;analysis&lt;/i&gt; (1)")):
+        assert f'<section id="result-{place}" aria-labelledby="result-{place}-title">' in shown
+        assert f'<a href="#result-{place}">{title}</a>' in shown
+        assert f'<h2 id="result-{place}-title">{title}</h2>' in shown
+        assert f'id="result-{place}-plot-data"' in page
+    first, second, third = re.findall(r'<section id="result-.*?</section>', shown, flags=re.DOTALL)
+    assert "doi:10.2202/1544-6115.1585" in first
+    assert "<dt>seed</dt><dd>5</dd>" in first
+    assert "<dt>labels</dt><dd>kind</dd>" in first
+    assert second.count("<tr>") == 51
+    assert "first 50 of 100 rows" in second
+    assert "not recorded" in second
+    assert html.escape(HOSTILE) in second
+    assert "&lt;script&gt;alert(2)" in second
+    assert "<script>alert" not in page
+    assert third.count('<th scope="col">') == 5
+    assert "another embedding" not in shown
+    assert page.count("<script>") == 2
+
+
+def test_results_of_another_embedding_are_warned_of(
+    hostile: ModelEmbedding, embed: Embed, tmp_path: Path
+) -> None:
+    other = dp.analyse("components", embed(["one", "two", "three"]))
+    path = dp.write_report(hostile, tmp_path / "report.html", results=[other])
+    shown = html.unescape(without_scripts(path.read_text(encoding="utf-8")))
+    assert "“Components” was computed from another embedding than this one (inputs, models" in shown
+    nothing: Any = ["text"]
+    with pytest.raises(InvalidInput, match="str, which lacks to_dataframe"):
+        dp.write_report(hostile, tmp_path / "other.html", results=nothing)
+    with pytest.raises(InvalidInput, match="results="):
+        dp.write_report(hostile, tmp_path / "other.html", results=other)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
