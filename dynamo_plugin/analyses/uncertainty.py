@@ -43,6 +43,9 @@ FEWEST = 4
 REFITS = 4
 """Made where no fits are given."""
 
+LARGEST_RATIO = 10
+"""Of the extents of the two axes, up to which the plot draws them at one scale."""
+
 MOST_NAMES = 20
 """Models up to which the plot writes their names beside them."""
 
@@ -155,7 +158,10 @@ class UncertaintyResult(TableResult):
             )
         what = "new fits, prediction" if self.ellipse == "prediction" else "fits, normal"
         figure.update_xaxes(title={"text": "component 1"})
-        figure.update_yaxes(title={"text": "component 2"}, scaleanchor="x")
+        # Private dimensions are so small that at one scale they would be a line.
+        extent = np.ptp(self.table[["pc_1", "pc_2"]].to_numpy(), axis=0)
+        alike = extent[1] * LARGEST_RATIO > extent[0]
+        figure.update_yaxes(title={"text": "component 2"}, scaleanchor="x" if alike else None)
         return style_figure(figure).update_layout(
             showlegend=True, legend={"title": {"text": f"95 % of {what}"}}
         )

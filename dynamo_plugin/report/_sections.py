@@ -123,7 +123,8 @@ def embedding_section(findings: Findings) -> str:
         '<select id="colour-by"></select></p>'
     )
     needed = findings.components.components_for_95
-    shown = plot("variance", label=f"Explained variance; {needed} components reach 95 %", tall=True)
+    reach = "1 component reaches" if needed == 1 else f"{needed} components reach"
+    shown = plot("variance", label=f"Explained variance; {reach} 95 %", tall=True)
     return section(
         "embedding",
         "Embedding",
