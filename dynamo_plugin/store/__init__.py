@@ -19,7 +19,10 @@ from dynamo_plugin.store.projections import (
     random_projection,
 )
 from dynamo_plugin.store.reader import Population, open_population
+from dynamo_plugin.store.selecting import select_models
+from dynamo_plugin.store.shuffled import shuffle_time
 from dynamo_plugin.store.stored_inputs import StoredInputs
+from dynamo_plugin.store.twins import Reparametrisation, add_twins, twin_name
 from dynamo_plugin.store.verify import Problem, VerifyReport, verify_population
 from dynamo_plugin.store.weighing import Weight, weigh_inputs, weigh_model
 from dynamo_plugin.store.writer import PopulationWriter
@@ -39,11 +42,13 @@ __all__ = [
     "PopulationWriter",
     "Problem",
     "Projection",
+    "Reparametrisation",
     "Share",
     "StoreLike",
     "StoredInputs",
     "VerifyReport",
     "Weight",
+    "add_twins",
     "are_finite",
     "fitted_projection",
     "join_populations",
@@ -51,7 +56,10 @@ __all__ = [
     "projected_shape",
     "random_projection",
     "read_blocks",
+    "select_models",
+    "shuffle_time",
     "strided_rows",
+    "twin_name",
     "verify_population",
     "weigh_inputs",
     "weigh_model",
