@@ -179,10 +179,16 @@ def dynamo_register_analyses(register: Register) -> None:
     register(
         "null",
         "dynamo_plugin.analyses:null",
-        summary="Statistics of an analysis beside those of permuted labels",
+        summary="Statistics of an analysis beside those of permuted labels, shuffled time, "
+        "untrained networks or twins",
     )
     register(
         "average",
         "dynamo_plugin.analyses:average",
         summary="The rendered centroid of each group beside its members",
+    )
+    register(
+        "novelty",
+        "dynamo_plugin.analyses:novelty",
+        summary="New networks in the frozen meta-model: place, neighbours, fidelity, and a flag",
     )

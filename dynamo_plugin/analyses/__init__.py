@@ -10,6 +10,7 @@ from dynamo_plugin.analyses.clusters import ClustersResult, clusters
 from dynamo_plugin.analyses.components import ComponentsResult, components
 from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
 from dynamo_plugin.analyses.labels import Labels, read_labels
+from dynamo_plugin.analyses.novelty import NoveltyResult, novelty
 from dynamo_plugin.analyses.null import NullResult, null
 from dynamo_plugin.analyses.run import analyse
 
@@ -21,6 +22,7 @@ __all__ = [
     "ComponentsResult",
     "FidelityResult",
     "Labels",
+    "NoveltyResult",
     "NullResult",
     "TableResult",
     "agreement",
@@ -30,6 +32,7 @@ __all__ = [
     "clusters",
     "components",
     "fidelity",
+    "novelty",
     "null",
     "plain",
     "plot_text",
