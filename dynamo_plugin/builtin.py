@@ -194,7 +194,8 @@ def dynamo_register_analyses(register: Register) -> None:
     register(
         "null",
         "dynamo_plugin.analyses:null",
-        summary="Statistics of an analysis beside those of permuted labels",
+        summary="Statistics of an analysis beside those of permuted labels, shuffled time, "
+        "untrained networks or twins",
     )
     register(
         "average",
@@ -230,4 +231,9 @@ def dynamo_register_analyses(register: Register) -> None:
         "semi_supervised",
         "dynamo_plugin.analyses:semi_supervised",
         summary="Theta found from few labels, beside networks, ensemble and linear probes",
+    )
+    register(
+        "novelty",
+        "dynamo_plugin.analyses:novelty",
+        summary="New networks in the frozen meta-model: place, neighbours, fidelity, and a flag",
     )

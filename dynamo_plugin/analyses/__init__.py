@@ -12,6 +12,7 @@ from dynamo_plugin.analyses.fidelity import FidelityResult, fidelity
 from dynamo_plugin.analyses.interpolation import InterpolationResult, interpolation
 from dynamo_plugin.analyses.labels import Labels, read_labels
 from dynamo_plugin.analyses.landscape import LandscapeResult, landscape
+from dynamo_plugin.analyses.novelty import NoveltyResult, novelty
 from dynamo_plugin.analyses.null import NullResult, null
 from dynamo_plugin.analyses.output_weight_sweep import (
     OutputWeightSweepResult,
@@ -35,6 +36,7 @@ __all__ = [
     "InterpolationResult",
     "Labels",
     "LandscapeResult",
+    "NoveltyResult",
     "NullResult",
     "OutputWeightSweepResult",
     "SemiSupervisedResult",
@@ -50,6 +52,7 @@ __all__ = [
     "fidelity",
     "interpolation",
     "landscape",
+    "novelty",
     "null",
     "output_weight_sweep",
     "plain",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from dynamo_plugin.embedding import ModelEmbedding
 
-__all__ = ["VECTORISED", "statistics_of"]
+__all__ = ["VECTORISED", "numbers_in", "statistics_of"]
 
 Statistics: TypeAlias = "Callable[[NDArray[np.int64]], NDArray[np.float64]]"
 """(labelling, model) codes to (statistic, labelling) values."""
@@ -106,7 +106,7 @@ def _one_by_one(
 
     def figures(codes: NDArray[np.int64]) -> dict[str, float]:
         given = [labels.values[code] for code in codes.tolist()]
-        return _numbers(analyse(analysis, embedding, labels=given, **options).summary())
+        return numbers_in(analyse(analysis, embedding, labels=given, **options).summary())
 
     names = list(figures(labels.codes))
 
@@ -117,10 +117,10 @@ def _one_by_one(
     return names, statistics
 
 
-def _numbers(value: Any, name: str = "") -> dict[str, float]:
+def numbers_in(value: Any, name: str = "") -> dict[str, float]:
     """Return the numbers in a summary, by dotted names; p-values are no statistics.
 
-    >>> _numbers({"score": {"mean": 1, "worst": None}, "score_p": 0.5, "ids": ["a"], "exact": True})
+    >>> numbers_in({"score": {"mean": 1, "worst": None}, "score_p": 0.5, "ids": ["a"]})
     {'score.mean': 1.0, 'score.worst': nan}
     """
     last = name.rsplit(".", maxsplit=1)[-1]
@@ -128,7 +128,7 @@ def _numbers(value: Any, name: str = "") -> dict[str, float]:
         return {}
     if isinstance(value, dict):
         parts = (
-            _numbers(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()
+            numbers_in(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()
         )
         return {key: number for part in parts for key, number in part.items()}
     if isinstance(value, int | float):

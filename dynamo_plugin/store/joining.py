@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import ArrayLike, NDArray
@@ -11,7 +10,7 @@ from dynamo_plugin.errors import DuplicateName, InvalidInput
 from dynamo_plugin.store.projections import Projection
 from dynamo_plugin.store.reader import Population
 
-__all__ = ["join_populations", "select_models"]
+__all__ = ["join_populations"]
 
 
 def join_populations(first: Population, *others: Population) -> Population:
@@ -51,29 +50,6 @@ def join_populations(first: Population, *others: Population) -> Population:
                 )
             owners[model] = part
     return first if len(parts) == 1 else _JoinedPopulation(parts, owners)
-
-
-def select_models(population: Population, models: Sequence[str]) -> Population:
-    """Return some models of a population, in the order named; nothing is copied.
-
-    Parameters
-    ----------
-    population
-        An open population.
-    models
-        Their ids, each once.
-
-    Raises
-    ------
-    UnknownName
-        If there is no such model.
-    """
-    if tuple(models) == population.ids:
-        return population
-    for model in models:
-        population.spec(model)  # raises, and suggests, where there is none
-    owners = {model: part for part in population.parts for model in part.ids}
-    return _JoinedPopulation(list(population.parts), {model: owners[model] for model in models})
 
 
 class _JoinedPopulation(Population):
