@@ -208,7 +208,7 @@ def fidelity(
     threshold
         Hidden R2 from which a model counts as `interpretable`.
     untrained
-        Whether the untrained baseline is computed, which takes about as long as everything else.
+        Whether the untrained baseline is computed, which takes as long as all else or longer.
         Without it, its columns are not there and its part of the rule is left out.
     seed
         Decides the weights of the untrained meta-model.

@@ -55,9 +55,9 @@ class SemiSupervisedResult(TableResult):
     """One row per label count and method: `label_count`, `method`, `mean` and `sd` of the test
     score over the draws, `above_mean_theta` (the mean difference in the same draws) and
     `above_mean_theta_standard_error`, `theta_above` (how much better the optimised theta is, in the
-    same draws) and `theta_above_standard_error`. Draws share their pool and the test samples, so
-    that these errors are about which samples were labelled, and tell nothing of other test
-    samples."""
+    same draws) and `theta_above_standard_error`. Draws share their pool and the test samples: these
+    errors are about which samples were labelled, tell nothing of other test samples, and are too
+    small where draws overlap much, as those do that take most of the pool."""
     choices: pd.DataFrame
     """One row per label count and draw: `label_count`, `repeat`, `start`, `prior_strength`,
     `steps`, `kept` (whether the start was not left), `moved` (in standard deviations of the
@@ -77,7 +77,7 @@ class SemiSupervisedResult(TableResult):
         """Return the curve, and whether the optimised theta beats each method.
 
         `better` and `worse` mean that the mean difference over draws is more than two of its
-        standard errors from 0.
+        standard errors from 0, which are too small where draws overlap; see `curve`.
         """
         verdicts: dict[str, dict[str, str]] = {}
         others = self.curve[self.curve["method"] != METHODS[0]]
