@@ -10,8 +10,8 @@ from scipy.spatial.distance import cdist
 from tqdm.auto import tqdm
 
 from dynamo_plugin.analyses._conformal import mean_distances
-from dynamo_plugin.analyses._refits import refit_like
 from dynamo_plugin.analyses.fidelity import fidelity
+from dynamo_plugin.embedding.refitting import refit_like
 from dynamo_plugin.errors import InvalidInput
 from dynamo_plugin.store import select_models
 

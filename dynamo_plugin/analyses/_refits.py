@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ from tqdm.auto import tqdm
 
 from dynamo_plugin.analyses._statistics import numbers_in
 from dynamo_plugin.analyses.run import analyse
-from dynamo_plugin.embedding import fit
+from dynamo_plugin.embedding.refitting import refit_like
 from dynamo_plugin.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -21,35 +20,7 @@ if TYPE_CHECKING:
     from dynamo_plugin.embedding import ModelEmbedding
     from dynamo_plugin.store import Population
 
-__all__ = ["refit_like", "refits_of", "statistics_in", "statistics_of_refits"]
-
-
-def refit_like(
-    embedding: ModelEmbedding,
-    population: Population,
-    *,
-    seed: int | None = None,
-    device: str | Device | None = None,
-) -> ModelEmbedding:
-    """Fit a meta-model to another population, with the settings of an embedding.
-
-    Parameters
-    ----------
-    embedding
-        Says the settings. What the fit chose by itself, such as the number of leading dimensions,
-        is as it was found there.
-    population
-        What is fitted.
-    seed
-        Of the fit; None for that of the embedding.
-    device
-        Where to train.
-    """
-    config = embedding.config
-    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    if seed is not None:
-        settings["seed"] = seed
-    return fit(population, seeds=None, device=device, progress=False, **settings)
+__all__ = ["refits_of", "statistics_in", "statistics_of_refits"]
 
 
 def refits_of(

@@ -1,4 +1,4 @@
-"""Further fits of embedded networks, with some settings or samples changed."""
+"""Further fits like that of an embedding: of its networks, or of other populations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from dynamo_plugin.embedding.devices import default_device
-from dynamo_plugin.embedding.fitting import make_embedding, run_fits
+from dynamo_plugin.embedding.fitting import fit, make_embedding, run_fits
 from dynamo_plugin.embedding.model_embedding import ModelEmbedding
-from dynamo_plugin.store import select_models
+from dynamo_plugin.store import Population, select_models
 from dynamo_plugin.training import FitConfig, process_group
 
-__all__ = ["refit"]
+__all__ = ["refit", "refit_like"]
 
 
 def refit(
@@ -79,3 +79,31 @@ def refit(
         )
         for made in (make_embedding(population, found, hashes, where) for found in fitted)
     )
+
+
+def refit_like(
+    embedding: ModelEmbedding,
+    population: Population,
+    *,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+) -> ModelEmbedding:
+    """Fit a meta-model to another population, with the settings of an embedding.
+
+    Parameters
+    ----------
+    embedding
+        Says the settings. What the fit chose by itself, such as the number of leading dimensions,
+        is as it was found there.
+    population
+        What is fitted.
+    seed
+        Of the fit; None for that of the embedding.
+    device
+        Where to train.
+    """
+    config = embedding.config
+    settings = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if seed is not None:
+        settings["seed"] = seed
+    return fit(population, seeds=None, device=device, progress=False, **settings)
