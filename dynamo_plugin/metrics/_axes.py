@@ -18,7 +18,7 @@ __all__ = ["Axes", "nuclear_norms", "principal_axes", "reduced", "singular_value
 _EPS = float(np.finfo(np.float64).eps)
 _CONDITION = 1e4
 """Largest ratio of singular values for which squares of states are exact enough."""
-_SUBSPACE_ERROR = 1e-12
+_SUBSPACE_ERROR = 1e-10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +38,7 @@ def principal_axes(
 ) -> Axes:
     """Return the directions, in sample space, along which states vary.
 
-    Where the squares of states (their Gram matrix, of a few units) hold the answer to twelve
+    Where the squares of states (their Gram matrix, of a few units) hold the answer to ten
     digits it is computed from those, else by a singular value decomposition of the states.
 
     Parameters
