@@ -294,3 +294,23 @@ def test_two_output_groups_on_the_real_texts(tmp_path: Path) -> None:
         for group in ("reviews", "news"):
             assert row[f"agree {group}"] > 0.8
             assert row[f"r2 {group}"] > 0.8
+
+
+def test_what_thetas_do(tmp_path: Path) -> None:
+    figures = tmp_path / "figures"
+    sizes = ["--networks", "3", "--network-steps", "40", "--steps", "30"]
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / "what_thetas_do.py", "--output", figures, *sizes],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    for line in ("weights_score", "geodesic", "best network"):
+        assert line in done.stdout
+    assert {page.stem for page in figures.iterdir()} == {
+        "fidelity",
+        "average",
+        "interpolation",
+        "landscape",
+    }
