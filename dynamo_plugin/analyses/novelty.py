@@ -91,8 +91,8 @@ def novelty(
         inserted again, as if new, into the meta-model that has learned them. `refit`: the
         meta-model is fitted again without a fold of the members, which are then inserted beside
         the new networks, fold after fold; this costs `folds` fits, and is the only one in which
-        members are as new as the new ones. Its p-values are cross-conformal: proven but for a
-        factor of at most 2, near exact in practice.
+        members are as new as the new ones. Its p-values are cross-conformal, and proven but for
+        a factor of at most 2.
     fidelity_of
         What fidelity is: of `states`, of `outputs`, or the sum of `both`.
     folds
