@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import binomtest, kstest
+from scipy.stats import kstest, ttest_1samp
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 from torch import nn
@@ -168,10 +168,10 @@ def test_a_network_of_another_kind_is_stranger(
     }
     refit = dp.fit(select_models(everything, left), seeds=None, **settings, **FAST)
     some = [members.ids[index] for index in fold]
-    inserted = refit.insert(everything, models=some, **QUICK)
+    inserted = refit.insert(everything, models=[*some, *result.table["model"]], **QUICK)
     expected = fidelity(inserted).table.set_index("model").loc[some, "hidden_r2"]
     found = result.reference_scores.set_index("model").loc[some, "hidden_r2"]
-    np.testing.assert_allclose(found, expected, atol=2e-3)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_members_that_are_inserted_again_land_near_themselves(
@@ -183,8 +183,9 @@ def test_members_that_are_inserted_again_land_near_themselves(
     distances = torch.cdist(again, old)
     own = distances.diagonal()
     assert own.median() < distances.median() / 2
-    found = int((distances.argmin(1) == torch.arange(MEMBERS)).sum())
-    assert binomtest(found, MEMBERS, 1 / MEMBERS, alternative="greater").pvalue < 0.01
+    # Of the members, how many are nearer: by chance, as many as not.
+    nearer = (distances < own[:, None]).sum(1).numpy() / (MEMBERS - 1)
+    assert ttest_1samp(nearer, 0.5, alternative="less").pvalue < 0.01
     result = novelty(
         members,
         population=everything,
